@@ -1,0 +1,6 @@
+"""`python -m gramjax VERB` is `gramjax VERB`."""
+
+from gramjax.cli import run
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,22 @@
+"""What every test relies on: a CPU, a compilation cache that survives the run, and the folder of real data."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data sets; the test is skipped without one."""
+    folder = os.environ.get("GRAMJAX_DATA", "")
+    if not folder:
+        pytest.skip("needs real data: set GRAMJAX_DATA to the folder that holds it")
+    if not Path(folder).is_dir():
+        pytest.fail(f"GRAMJAX_DATA is {folder!r}, which is no folder")
+    return Path(folder).resolve()
