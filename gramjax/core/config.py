@@ -1,0 +1,205 @@
+"""The sections of a config: their fields, defaults and meaning, and the way from a config file to frozen records.
+
+A config file is a short Python file with `get_config()`; it starts from `defaults(...)` and changes what its
+experiment changes. Inside gramjax nothing reads the mutable config: every section becomes a frozen dataclass at the
+door (`section`). Sequences are tuples, optional numbers have a value that means "off", so that every field can be
+overridden on the command line.
+"""
+
+import dataclasses
+import math
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
+
+from gramjax.core import plugins
+from gramjax.core.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSection:
+    """Which network, and where its weights come from."""
+
+    kind: str = "decoder"
+    """A file of `gramjax/models`."""
+    path: str = ""
+    """Hugging Face folder, gramjax run folder or llama2.c file with weights; empty: random weights from `arch`."""
+    random_weights: bool = False
+    """Take only the architecture from `path`, and draw the weights from the seed."""
+    compute_dtype: str = "auto"
+    """`auto` (bfloat16 on accelerators, float32 on a CPU), `float32` or `bfloat16`."""
+    attention: str = "auto"
+    """`auto` (the fast one of the backend), `xla`, `blocked` or `cudnn`: the attention implementation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerSection:
+    """Which tokenizer."""
+
+    path: str = ""
+    """Folder with `tokenizer.json`, a llama2.c `.bin` tokenizer, or `bytes`; empty: the folder of the model."""
+    pad: str = ""
+    """Text of the token used for padding; empty: the tokenizer's own, or a reserved one."""
+    chat_template: str = ""
+    """`chatml`, a `.jinja` file, `none` (plain text), or empty for the tokenizer's own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSection:
+    """Which rows, and how they become tokens."""
+
+    train: tuple[str, ...] = ()
+    """Files, folders or `recipe:NAME` (rows that the package generates)."""
+    valid: tuple[str, ...] = ()
+    rename: tuple[str, ...] = ()
+    """Column renames, each `old:new`."""
+    limit: int = 0
+    """Use only the first rows; 0: all."""
+    max_length: int = 1024
+    """Longest example, in tokens; also the length that batches are padded to."""
+    overlong: str = "drop"
+    """`drop`, `truncate_prompt_left`, `shorten_responses` or `error`."""
+    max_overlong_share: float = 0.05
+    """More dropped over-long rows than this is an error."""
+    on_bad_row: str = "raise"
+    """`raise` or `skip` (counted) for rows that cannot be read."""
+    packing: bool = False
+    """Put several examples in one sequence, kept apart by segment ids."""
+    renderings: str = "draw"
+    """`draw` one of an example's renderings (answer orders) per epoch, `all`: each is an example, `first`: always the first."""
+    judge_prompt: str = ""
+    """Instruction of a generative judge; empty: the package's own wording."""
+    judge_cue: str = "#Preferred:"
+    """The last words before the verdict; never truncated."""
+    verdicts: tuple[str, str] = ("A", "B")
+    """The two verdict texts; each must be one token after the cue."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimSection:
+    """The update of the trained parameters."""
+
+    name: str = "adamw"
+    lr: float = 1e-5
+    schedule: str = "cosine"
+    """`cosine`, `linear` or `constant` after the warm-up."""
+    warmup_ratio: float = 0.1
+    end_lr_ratio: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    no_decay: tuple[str, ...] = (r".*norm.*", r".*bias.*")
+    """Patterns of parameters without weight decay."""
+    clip_norm: float = 1.0
+    """Largest global norm of the trained gradients; 0: no clipping."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSection:
+    """How long, how much per step, and what trains."""
+
+    epochs: float = 1.0
+    steps: int = 0
+    """Optimiser steps; 0: as many as `epochs` need."""
+    batch_size: int = 32
+    """Examples per optimiser step over all devices."""
+    grad_accum: int = 1
+    """Microbatches per optimiser step."""
+    trainable: tuple[str, ...] = (r".*",)
+    """Patterns of the parameters that train; the others are frozen."""
+    remat: str = "full"
+    """What the backward pass computes again: `none`, `full` (all but the input of each layer) or `projections` (all but
+    the products with weights and the attention output)."""
+    scan_layers: bool = True
+    """Stack like layers and scan over them (short programs); False: one piece of program per layer."""
+    logit_chunk: int = 1024
+    """Tokens whose vocabulary logits exist at once in the loss."""
+    log_every: int = 10
+    eval_every: int = 0
+    save_every: int = 0
+    """0: only at the end."""
+    keep: int = 3
+    """Checkpoints kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSection:
+    """Devices along each axis; -1 (one axis at most): all that remain."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class LogSection:
+    tensorboard: bool = True
+    wandb: str = ""
+    """Project name; empty: no W&B."""
+
+
+SECTIONS: dict[str, type] = {
+    "model": ModelSection,
+    "tokenizer": TokenizerSection,
+    "data": DataSection,
+    "optim": OptimSection,
+    "train": TrainSection,
+    "mesh": MeshSection,
+    "log": LogSection,
+}
+
+
+GENERAL: dict[str, Any] = {"seed": 0, "resume": True, "overwrite": False, "job": "train"}
+"""Settings outside every section: the seed of everything random; continue the run found in the work folder; or
+replace it; and the verb that the config is for."""
+
+
+def as_config(record: Any) -> ConfigDict:
+    """A mutable config section with the fields of a dataclass instance (nested dataclasses become sections)."""
+    values = {}
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        values[field.name] = as_config(value) if dataclasses.is_dataclass(value) else value
+    return ConfigDict(values, convert_dict=False)
+
+
+def defaults(objective: str = "cross_entropy", evals: tuple[str, ...] = (), model: str = "decoder") -> ConfigDict:
+    """The config of a training job: every section with its defaults, and those of the plug-ins it names."""
+    config = ConfigDict(GENERAL)
+    for name, record in SECTIONS.items():
+        config[name] = as_config(record())
+    config.model.kind = model
+    config.model.arch = as_config(plugins.load("models", model).Config())
+    config.objective = as_config(plugins.load("objectives", objective).Config())
+    config.objective.name = objective
+    config.evals = ConfigDict({name: as_config(plugins.load("evals", name).Config()) for name in evals})
+    return config
+
+
+def section(values: Any, record: type[T], where: str) -> T:
+    """A frozen record from a config section (or a dict read from `config.json`).
+
+    Raises UserError naming the field for an unknown or missing key and for NaN or infinite numbers.
+    """
+    given = dict(values.items())
+    given.pop("name", None) if "name" not in {f.name for f in dataclasses.fields(record)} else None  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(record)}  # type: ignore[arg-type]
+    unknown = sorted(set(given) - set(fields) - {"arch"})
+    if unknown:
+        raise UserError(f"unknown setting config.{where}.{unknown[0]} (known: {', '.join(sorted(fields))})")
+    given.pop("arch", None) if "arch" not in fields else None
+    out: dict[str, Any] = {}
+    for name, value in given.items():
+        default = fields[name].default
+        if fields[name].default_factory is not dataclasses.MISSING:
+            default = fields[name].default_factory()
+        if dataclasses.is_dataclass(default) and not isinstance(value, type(default)):
+            value = section(value, type(default), f"{where}.{name}")
+        elif isinstance(value, list):
+            value = tuple(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"config.{where}.{name} is {value}; give a finite number")
+        out[name] = value
+    return record(**out)

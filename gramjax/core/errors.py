@@ -1,0 +1,29 @@
+"""The errors a person can cause, each with the exit code that a scheduler or a script reads.
+
+An error of these kinds is printed as one line (`GRAMJAX_TRACEBACK=1` shows where it came from); anything else
+is a bug and keeps its traceback and exit code 1. A message says what was found, where, and what to do.
+"""
+
+
+class GramjaxError(Exception):
+    """Base of the errors that end a job with a clear line."""
+
+    exit_code = 1
+
+
+class UserError(GramjaxError):
+    """A setting, a path or a command is wrong."""
+
+    exit_code = 2
+
+
+class DataError(GramjaxError):
+    """A file that was read holds something that cannot be used."""
+
+    exit_code = 3
+
+
+class Preempted(GramjaxError):
+    """The job was asked to stop and has saved its state: run the same command again to go on."""
+
+    exit_code = 75

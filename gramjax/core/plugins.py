@@ -1,0 +1,43 @@
+"""Plug-ins are files: the name of a method is the name of its file.
+
+`load("objectives", "bradley_terry")` imports `gramjax/objectives/bradley_terry.py`. Only files that stand in the
+folder can be named, so a name read from a config or a checkpoint can never import anything else.
+"""
+
+import difflib
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+from gramjax.core.errors import UserError
+
+FUNCTIONS: dict[str, tuple[str, ...]] = {
+    "models": ("Config", "specs", "forward"),
+    "objectives": ("Config", "encode", "loss"),
+    "rewards": ("score",),
+    "annotators": ("annotate",),
+    "selection/layers": ("layer_scores",),
+    "selection/rows": ("select",),
+    "evals": ("Config", "evaluate"),
+}
+"""What a file in each plug-in folder must define; `tests/test_floors.py` checks every file against it."""
+
+PARTS_OF_MODELS = ("attention", "block", "heads", "stack", "model", "rotary")
+"""Files of `gramjax/models` that are parts of models, not models."""
+
+
+def names(kind: str) -> list[str]:
+    """Names of the plug-ins of a kind, sorted."""
+    folder = Path(__file__).parent.parent / kind
+    parts = PARTS_OF_MODELS if kind == "models" else ()
+    return sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_") and p.stem not in parts)
+
+
+def load(kind: str, name: str) -> ModuleType:
+    """The module of plug-in `name`; raises UserError with the names that exist when there is none."""
+    known = names(kind)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" — did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"no {kind} called {name!r}{hint} (there are: {', '.join(known) or 'none'})")
+    return importlib.import_module(f"gramjax.{kind.replace('/', '.')}.{name}")

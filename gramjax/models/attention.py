@@ -1,0 +1,196 @@
+"""Causal attention with grouped heads, segments and windows: one function, explicit implementations.
+
+Which implementation is fast depends on the backend, and this is the one place that knows:
+
+- `blocked`: queries in static blocks, each meeting only the keys it may see; forward and backward keep a block of
+  scores at a time. Half the work of the full square and no score matrix in memory: the fast form on a CPU.
+- `xla`: the whole score matrix in one product; the reference, and the path of cached decoding.
+- `cudnn`: NVIDIA's fused kernel (bfloat16 or float16 on GPUs).
+
+Shape letters: B batch, T query length, S key length, H heads, K kv heads, G heads per kv head, E head width.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from gramjax.core.errors import UserError
+
+IMPLEMENTATIONS = ("auto", "blocked", "xla", "cudnn")
+MASKED = -1e30
+BLOCKS = 8
+"""Query blocks of the blocked form: more blocks skip more of the square, fewer keep the products large."""
+
+
+def choose(implementation: str, backend: str | None = None) -> str:
+    """The implementation that `auto` means on this backend; UserError for a name that does not exist."""
+    if implementation not in IMPLEMENTATIONS:
+        raise UserError(f"config.model.attention={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
+    if implementation != "auto":
+        return implementation
+    return "blocked" if (backend or jax.default_backend()) == "cpu" else "xla"
+
+
+def attention(
+    q_BTHE: jax.Array,
+    k_BSKE: jax.Array,
+    v_BSKE: jax.Array,
+    segments_BT: jax.Array,
+    key_segments_BS: jax.Array,
+    offset_B: jax.Array | None = None,
+    window: int = 0,
+    implementation: str = "auto",
+) -> jax.Array:
+    """softmax(q k / sqrt(E)) v over the keys that a query may see, [B, T, H, E] in the dtype of q.
+
+    Query t of row b stands at key index `offset_B[b] + t` (`offset_B=None`: no cache, S = T, offset 0). It sees keys
+    of its own segment at its index and before, the last `window` of them if `window` is not 0. Scores and softmax are
+    float32. A query of padding (segment 0) sees padding only; its output is finite and meaningless.
+    """
+    chosen = choose(implementation)
+    if offset_B is None and chosen == "blocked":
+        return _blocked(q_BTHE, k_BSKE, v_BSKE, segments_BT, window)
+    mask_BTS = visible(segments_BT, key_segments_BS, offset_B, window)
+    if chosen == "cudnn":
+        return jax.nn.dot_product_attention(q_BTHE, k_BSKE, v_BSKE, mask=mask_BTS[:, None], implementation="cudnn")
+    if q_BTHE.shape[1] == 1 and jax.default_backend() == "cpu":
+        return _one_query(q_BTHE, k_BSKE, v_BSKE, mask_BTS[:, 0])
+    return _dense(q_BTHE, k_BSKE, v_BSKE, mask_BTS)
+
+
+def visible(segments_BT: jax.Array, key_segments_BS: jax.Array, offset_B: jax.Array | None, window: int) -> jax.Array:
+    """The boolean mask [B, T, S] of keys that each query sees."""
+    T, S = segments_BT.shape[1], key_segments_BS.shape[1]
+    query_index = jnp.arange(T)[None, :, None]
+    if offset_B is not None:
+        query_index = query_index + offset_B[:, None, None]
+    key_index = jnp.arange(S)[None, None, :]
+    mask = (key_index <= query_index) & (segments_BT[:, :, None] == key_segments_BS[:, None, :])
+    return mask & (query_index - key_index < window) if window else mask
+
+
+def _dense(q_BTHE: jax.Array, k_BSKE: jax.Array, v_BSKE: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+    B, T, H, E = q_BTHE.shape
+    K = k_BSKE.shape[2]
+    q_BTKGE = q_BTHE.reshape(B, T, K, H // K, E)
+    scores = jnp.einsum("BTKGE,BSKE->BKGTS", q_BTKGE, k_BSKE, preferred_element_type=jnp.float32) * E**-0.5
+    scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKE.dtype)
+    return jnp.einsum("BKGTS,BSKE->BTKGE", weights, v_BSKE).reshape(B, T, H, E)
+
+
+def _one_query(q_B1HE: jax.Array, k_BSKE: jax.Array, v_BSKE: jax.Array, mask_BS: jax.Array) -> jax.Array:
+    """One decoding step on a CPU: multiply and reduce, since XLA:CPU runs batched products of one row slowly."""
+    B, _, H, E = q_B1HE.shape
+    K = k_BSKE.shape[2]
+    q_BKGE = q_B1HE.reshape(B, K, H // K, E).astype(jnp.float32) * E**-0.5
+    scores_BSKG = jnp.sum(q_BKGE[:, None] * k_BSKE[:, :, :, None].astype(jnp.float32), axis=-1)
+    scores_BSKG = jnp.where(mask_BS[:, :, None, None], scores_BSKG, MASKED)
+    weights_BSKG = jax.nn.softmax(scores_BSKG, axis=1)
+    out = jnp.sum(weights_BSKG[..., None] * v_BSKE[:, :, :, None].astype(jnp.float32), axis=1)
+    return out.reshape(B, 1, H, E).astype(q_B1HE.dtype)
+
+
+# The blocked form. Rows of the products are the G heads of a kv head times the queries of a block, so that the
+# products stay large; arrays are [B * K, ...] inside.
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    size = max(-(-length // BLOCKS), min(length, 16))
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _first_key(start: int, window: int) -> int:
+    return max(0, start - window + 1) if window else 0
+
+
+def _blocked(q_BTHE: jax.Array, k_BSKE: jax.Array, v_BSKE: jax.Array, segments_BT: jax.Array, window: int) -> jax.Array:
+    B, T, H, E = q_BTHE.shape
+    K = k_BSKE.shape[2]
+    q = q_BTHE.reshape(B, T, K, H // K, E).transpose(0, 2, 3, 1, 4).reshape(B * K, H // K, T, E)
+    k = k_BSKE.transpose(0, 2, 1, 3).reshape(B * K, T, E)
+    v = v_BSKE.transpose(0, 2, 1, 3).reshape(B * K, T, E)
+    out = _flash(q, k, v, segments_BT, window)
+    return out.reshape(B, K, H // K, T, E).transpose(0, 3, 1, 2, 4).reshape(B, T, H, E)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _flash(q: jax.Array, k: jax.Array, v: jax.Array, segments_BT: jax.Array, window: int) -> jax.Array:
+    return _flash_forward(q, k, v, segments_BT, window)[0]
+
+
+def _block_scores(
+    q: jax.Array, k: jax.Array, segments_BT: jax.Array, start: int, stop: int, first: int, window: int
+) -> jax.Array:
+    """Masked scores [B*K, G, stop - start, stop - first] of one block, float32."""
+    N, G, _, E = q.shape
+    B = segments_BT.shape[0]
+    q_block = q[:, :, start:stop].reshape(N, G * (stop - start), E)
+    scores = jax.lax.dot_general(
+        q_block, k[:, first:stop], (((2,), (2,)), ((0,), (0,))), preferred_element_type=jnp.float32
+    )
+    query, key = jnp.arange(start, stop)[:, None], jnp.arange(first, stop)[None, :]
+    mask = key <= query
+    if window:
+        mask &= query - key < window
+    same = segments_BT[:, start:stop, None] == segments_BT[:, None, first:stop]
+    bias = jnp.where(mask[None] & same, 0.0, MASKED)  # [B, t, s]: made once for the heads of a row
+    scores = scores.reshape(B, N // B, G, stop - start, stop - first) * E**-0.5 + bias[:, None, None]
+    return scores.reshape(N, G, stop - start, stop - first)
+
+
+def _flash_forward(q: jax.Array, k: jax.Array, v: jax.Array, segments_BT: jax.Array, window: int) -> tuple:
+    N, G, T, E = q.shape
+    outputs, normalisers = [], []
+    for start, stop in _blocks(T):
+        first = _first_key(start, window)
+        scores = _block_scores(q, k, segments_BT, start, stop, first, window)
+        top = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - top)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        weights = weights.reshape(N, G * (stop - start), stop - first).astype(v.dtype)
+        out = jax.lax.dot_general(
+            weights, v[:, first:stop], (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32
+        )
+        outputs.append((out.reshape(N, G, stop - start, E) / total).astype(q.dtype))
+        normalisers.append((top + jnp.log(total))[..., 0])
+    # Named, so that a remat policy may keep them and the backward pass need not run the forward again.
+    out = checkpoint_name(jnp.concatenate(outputs, axis=2), "attention")
+    normaliser = checkpoint_name(jnp.concatenate(normalisers, axis=2), "attention")
+    return out, (q, k, v, segments_BT, out, normaliser)
+
+
+def _flash_backward(window: int, saved: tuple, d_out: jax.Array) -> tuple:
+    q, k, v, segments_BT, out, normaliser = saved
+    N, G, T, E = q.shape
+    d_q, d_k, d_v = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    batched = ((0,), (0,))
+    for start, stop in _blocks(T):
+        first, rows = _first_key(start, window), G * (stop - start)
+        scores = _block_scores(q, k, segments_BT, start, stop, first, window)
+        weights = jnp.exp(scores - normaliser[:, :, start:stop, None])
+        d_block = d_out[:, :, start:stop].reshape(N, rows, E)
+        d_weights = jax.lax.dot_general(
+            d_block, v[:, first:stop], (((2,), (2,)), batched), preferred_element_type=jnp.float32
+        )
+        d_scores = weights * (d_weights.reshape(weights.shape) - delta[:, :, start:stop, None]) * E**-0.5
+        d_scores = d_scores.reshape(N, rows, stop - first).astype(q.dtype)
+        weights = weights.reshape(N, rows, stop - first).astype(v.dtype)
+        q_block = q[:, :, start:stop].reshape(N, rows, E)
+        d_v = d_v.at[:, first:stop].add(
+            jax.lax.dot_general(weights, d_block, (((1,), (1,)), batched), preferred_element_type=jnp.float32)
+        )
+        d_k = d_k.at[:, first:stop].add(
+            jax.lax.dot_general(d_scores, q_block, (((1,), (1,)), batched), preferred_element_type=jnp.float32)
+        )
+        d_q_block = jax.lax.dot_general(
+            d_scores, k[:, first:stop], (((2,), (1,)), batched), preferred_element_type=jnp.float32
+        )
+        d_q.append(d_q_block.reshape(N, G, stop - start, E).astype(q.dtype))
+    return jnp.concatenate(d_q, axis=2), d_k.astype(k.dtype), d_v.astype(v.dtype), None
+
+
+_flash.defvjp(_flash_forward, _flash_backward)

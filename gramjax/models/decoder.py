@@ -1,0 +1,186 @@
+"""Decoder-only language models: Llama 2 and 3, Qwen2/2.5, Qwen3, Mistral, driven by one config."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from gramjax.core.errors import UserError
+from gramjax.core.sharding import Constrain, constrainer
+from gramjax.core.spec import Spec
+from gramjax.models import block, rotary, stack
+
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+HEADS = ("tokens", "score", "value")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes and switches of a decoder. Names follow Hugging Face where they mean the same."""
+
+    family: str = "llama"
+    """`llama`, `qwen2`, `qwen3` or `mistral`: the Hugging Face model type it is exported as."""
+    vocab_size: int = 0
+    """Rows of the embedding; 0: as many as the tokenizer has."""
+    hidden_size: int = 128
+    intermediate_size: int = 352
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 4
+    head_dim: int = 32
+    max_position_embeddings: int = 2048
+    norm_eps: float = 1e-5
+    tie_word_embeddings: bool = True
+    attention_bias: bool = False
+    """Biases on the q, k and v projections (Qwen2)."""
+    qk_norm: bool = False
+    """RMSNorm over each query and key head (Qwen3)."""
+    sliding_window: int = 0
+    """Keys a query sees, itself included; 0: all before it."""
+    full_layers: tuple[int, ...] = ()
+    """Layers that ignore `sliding_window`."""
+    rope_theta: float = 10000.0
+    rope_scaling: rotary.Scaling = rotary.Scaling()
+    heads: tuple[str, ...] = ("tokens",)
+    """Which of `tokens` (vocabulary), `score` (scalar reward), `value` (a value per token) exist."""
+    init_scale: float = 0.02
+
+    def layer_kinds(self) -> tuple[str, ...]:
+        """The block kind of every layer: `full` or `window` attention."""
+        window = "window" if self.sliding_window else "full"
+        return tuple("full" if i in self.full_layers else window for i in range(self.num_layers))
+
+
+def check(config: Config) -> None:
+    """Raise UserError for sizes that contradict each other."""
+    if config.family not in FAMILIES:
+        raise UserError(f"model family {config.family!r} is not one of {', '.join(FAMILIES)}")
+    if config.num_heads % config.num_kv_heads:
+        raise UserError(f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}")
+    if config.head_dim % 2:
+        raise UserError(f"head_dim {config.head_dim} must be even for rotary embeddings")
+    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"):
+        if getattr(config, name) <= 0:
+            raise UserError(f"{name} is {getattr(config, name)}; it must be positive")
+    unknown = set(config.heads) - set(HEADS)
+    if unknown or not config.heads:
+        raise UserError(f"heads {config.heads} must be among {', '.join(HEADS)}")
+
+
+def specs(config: Config) -> dict[str, Any]:
+    """The declaration of every parameter: `embed`, `layers/NNN/...`, `norm`, and the heads."""
+    check(config)
+    width, vocab = config.hidden_size, config.vocab_size
+    out: dict[str, Any] = {
+        "embed": Spec((vocab, width), ("vocab", "embed"), scale=config.init_scale),
+        "layers": {f"{i:03d}": block.specs(config) for i in range(config.num_layers)},
+        "norm": Spec((width,), ("embed",), "ones"),
+    }
+    if "tokens" in config.heads and not config.tie_word_embeddings:
+        out["lm_head"] = Spec((width, vocab), ("embed", "vocab"), scale=config.init_scale)
+    if "score" in config.heads:
+        out["score"] = Spec((width, 1), ("embed", None), scale=1.0 / (width + 1) ** 0.5)
+    if "value" in config.heads:
+        out["value"] = {
+            "weight": Spec((width, 1), ("embed", None), scale=1.0 / (width + 1) ** 0.5),
+            "bias": Spec((1,), (None,), "zeros"),
+        }
+    return out
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values of past tokens. Slots fill from the left, each row at its own pace."""
+
+    layers: tuple[Any, ...]
+    """Per run: `k` and `v` [B, S, K, E], stacked like the weights of the run."""
+    segment_ids: jax.Array
+    """[B, S]; 0 in slots that are empty or hold padding."""
+    lengths: jax.Array
+    """[B] index of the slot that the next token of each row takes."""
+    positions: jax.Array
+    """[B] rotary position of the next token of each row."""
+
+
+@struct.dataclass
+class Output:
+    """Hidden states after the final norm [batch, length, embed], and the cache when one was given."""
+
+    hidden: jax.Array
+    cache: Cache | None
+
+
+def init_cache(weights: Mapping[str, Any], config: Config, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
+    """An empty cache of `length` slots for weights in use (its layout follows their runs)."""
+    runs = _packed(weights, config).runs
+
+    def layer(run: stack.Run) -> block.LayerCache:
+        lead = (run.stop - run.start,) if run.stacked else ()
+        shape = (*lead, batch, length, config.num_kv_heads, config.head_dim)
+        return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
+
+    zeros = jnp.zeros((batch,), jnp.int32)
+    return Cache(tuple(layer(run) for run in runs), jnp.zeros((batch, length), jnp.int32), zeros, zeros)
+
+
+def forward(
+    weights: Mapping[str, Any],
+    config: Config,
+    batch: Mapping[str, jax.Array],
+    cache: Cache | None = None,
+    constrain: Constrain = constrainer(None),
+    attention: str = "auto",
+    remat: str = "none",
+) -> Output:
+    """Tokens to hidden states.
+
+    `weights` come from `stack.pack`, or are parameters at rest. `batch` holds `tokens` [batch, length] and optionally
+    `segment_ids` (0: padding, anywhere; default: no padding) and `positions` (default: counted over the tokens that
+    are not padding). With a cache, the tokens follow those that it holds: several at once (prefill, chunked or not)
+    or one (decode). Padding written to the cache on the right is overwritten by later tokens.
+    """
+    tokens_BT = batch["tokens"]
+    segments_BT = batch.get("segment_ids")
+    if segments_BT is None:
+        segments_BT = jnp.ones_like(tokens_BT)
+    real_BT = (segments_BT != 0).astype(jnp.int32)
+    positions_BT = batch.get("positions")
+    if positions_BT is None:
+        start = cache.positions[:, None] if cache is not None else 0
+        positions_BT = start + jnp.maximum(jnp.cumsum(real_BT, axis=1) - 1, 0)
+    key_segments, offset = segments_BT, None
+    if cache is not None:
+        offset = cache.lengths
+        key_segments = jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice_in_dim(row, new, at, axis=0))(
+            cache.segment_ids, segments_BT, offset
+        )
+    cos, sin = rotary.angles(positions_BT, rotary.frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
+    context = block.Context(cos, sin, segments_BT, key_segments, offset)
+
+    # A lookup in a table sharded on its width would gather it whole: gather the width first, keep the rows sharded.
+    table = constrain(weights["embed"], "vocab", None)
+    x_BTD = constrain(table.at[tokens_BT].get(mode="clip"), "batch", "length", "act_embed")
+
+    def layer(layer_weights: Any, x: jax.Array, layer_cache: Any, kind: str) -> tuple[jax.Array, Any]:
+        with jax.named_scope("layer"):
+            return block.forward(layer_weights, config, x, context, layer_cache, kind, attention, constrain)
+
+    packed = _packed(weights, config)
+    x_BTD, caches = stack.apply(layer, packed, x_BTD, cache.layers if cache is not None else None, remat)
+    hidden = block.rms_norm(x_BTD, weights["norm"], config.norm_eps)
+    if cache is None:
+        return Output(hidden, None)
+    last = jnp.max(real_BT * jnp.arange(1, tokens_BT.shape[1] + 1), axis=1)  # slots up to the last real token
+    assert caches is not None and offset is not None
+    positions = jnp.max(jnp.where(real_BT == 1, positions_BT + 1, cache.positions[:, None]), axis=1)
+    return Output(hidden, Cache(caches, key_segments, offset + last, positions))
+
+
+def _packed(weights: Mapping[str, Any], config: Config) -> stack.Packed:
+    layers = weights["layers"]
+    if isinstance(layers, stack.Packed):
+        return layers
+    return stack.pack({"layers": layers}, config.layer_kinds(), layers["000"]["attn"]["q"].dtype, scan=False)["layers"]

@@ -1,0 +1,136 @@
+"""From hidden states to numbers: vocabulary logits, exact chunked cross-entropy, verdicts, rewards, values.
+
+Everything here is float32. Shape letters: B batch, T length, N positions read per row, D embed, V vocab.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gramjax.core.errors import UserError
+
+
+def output_matrix(weights: Any) -> tuple[jax.Array, bool]:
+    """The output projection and whether it is stored as rows per token ([V, D], tied) or columns ([D, V])."""
+    if "lm_head" in weights:
+        return weights["lm_head"], False
+    return weights["embed"], True
+
+
+def logits(weights: Any, hidden: jax.Array) -> jax.Array:
+    """Vocabulary logits [..., V] of hidden states [..., D]. For whole sequences prefer `cross_entropy`."""
+    matrix, tied = output_matrix(weights)
+    return _matmul(hidden, matrix, tied)
+
+
+def _matmul(hidden: jax.Array, matrix: jax.Array, tied: bool) -> jax.Array:
+    contract = (((hidden.ndim - 1,), (1 if tied else 0,)), ((), ()))
+    return jax.lax.dot_general(hidden, matrix, contract, preferred_element_type=jnp.float32)
+
+
+def verdict_logits(weights: Any, hidden_BND: jax.Array, verdict_ids: tuple[int, int]) -> jax.Array:
+    """Logits of the two verdict tokens [B, N, 2]: two columns of the output matrix, never the whole vocabulary."""
+    matrix, tied = output_matrix(weights)
+    ids = jnp.asarray(verdict_ids)
+    columns_2D = matrix[ids] if tied else matrix[:, ids].T
+    return jnp.einsum("...D,CD->...C", hidden_BND, columns_2D, preferred_element_type=jnp.float32)
+
+
+def score(weights: Any, hidden_BND: jax.Array) -> jax.Array:
+    """Scalar rewards [B, N] of the hidden states at the last token of each answer."""
+    if "score" not in weights:
+        raise UserError("this model has no scalar reward head; train with config.objective.name=bradley_terry first")
+    return jnp.einsum("...D,DO->...O", hidden_BND.astype(jnp.float32), weights["score"].astype(jnp.float32))[..., 0]
+
+
+def value(weights: Any, hidden_BTD: jax.Array) -> jax.Array:
+    """Values [B, T] of every token."""
+    head = weights["value"]
+    out = jnp.einsum("...D,DO->...O", hidden_BTD.astype(jnp.float32), head["weight"].astype(jnp.float32))
+    return out[..., 0] + head["bias"].astype(jnp.float32)
+
+
+def take_positions(hidden_BTD: jax.Array, positions_BN: jax.Array) -> jax.Array:
+    """Hidden states [B, N, D] at the given positions of each row."""
+    return jnp.take_along_axis(hidden_BTD, positions_BN[..., None], axis=1, mode="clip")
+
+
+def cross_entropy(
+    weights: Any, hidden_BTD: jax.Array, labels_BT: jax.Array, mask_BT: jax.Array, chunk: int = 1024
+) -> jax.Array:
+    """Sum over tokens of mask * -log softmax(logits)[label], without ever holding all logits.
+
+    Only `chunk` tokens have logits at a time. The gradient of a chunk is taken while its logits are at hand, so
+    chunking costs no second product (forward and backward have the three products of the plain loss).
+    """
+    matrix, tied = output_matrix(weights)
+    return _cross_entropy(hidden_BTD, matrix, labels_BT, mask_BT.astype(jnp.float32), tied, chunk)
+
+
+def _chunks(B: int, T: int, chunk: int) -> tuple[int, int]:
+    """Number of chunks along the length and their size: the largest divisor of T within the budget."""
+    budget = max(chunk // B, 1)
+    size = max(d for d in range(1, min(T, budget) + 1) if T % d == 0)
+    return T // size, size
+
+
+def _split(x: jax.Array, count: int, size: int) -> jax.Array:
+    """[B, T, ...] to [count, B * size, ...], cutting along the length so that the batch stays sharded."""
+    B = x.shape[0]
+    parts = x.reshape(B, count, size, *x.shape[2:]).swapaxes(0, 1)
+    return parts.reshape(count, B * size, *x.shape[2:])
+
+
+def _chunk_loss(
+    hidden: jax.Array, matrix: jax.Array, labels: jax.Array, mask: jax.Array, tied: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Loss sum of one chunk, its logits and their log-normalisers."""
+    out = _matmul(hidden, matrix, tied)
+    normaliser = jax.nn.logsumexp(out, axis=-1)
+    picked = jnp.take_along_axis(out, labels[:, None], axis=-1, mode="clip")[:, 0]
+    return jnp.sum(mask * (normaliser - picked)), out, normaliser
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _cross_entropy(
+    hidden_BTD: jax.Array, matrix: jax.Array, labels_BT: jax.Array, mask_BT: jax.Array, tied: bool, chunk: int
+) -> jax.Array:
+    count, size = _chunks(*labels_BT.shape, chunk)
+    parts = (_split(hidden_BTD, count, size), _split(labels_BT, count, size), _split(mask_BT, count, size))
+    step = lambda total, part: (total + _chunk_loss(part[0], matrix, part[1], part[2], tied)[0], None)  # noqa: E731
+    return jax.lax.scan(step, jnp.zeros((), jnp.float32), parts)[0]
+
+
+def _cross_entropy_forward(hidden_BTD, matrix, labels_BT, mask_BT, tied, chunk):
+    B, T, D = hidden_BTD.shape
+    count, size = _chunks(B, T, chunk)
+
+    def step(carry, part):
+        total, d_matrix = carry
+        hidden, labels, mask = part
+        loss, out, normaliser = _chunk_loss(hidden, matrix, labels, mask, tied)
+        hit = jax.lax.broadcasted_iota(jnp.int32, out.shape, 1) == labels[:, None]
+        d_out = ((jnp.exp(out - normaliser[:, None]) - hit) * mask[:, None]).astype(hidden.dtype)
+        d_hidden = jax.lax.dot_general(
+            d_out, matrix, (((1,), (0 if tied else 1,)), ((), ())), preferred_element_type=jnp.float32
+        ).astype(hidden.dtype)
+        left, right = (d_out, hidden) if tied else (hidden, d_out)
+        d_matrix += jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        return (total + loss, d_matrix), d_hidden
+
+    parts = (_split(hidden_BTD, count, size), _split(labels_BT, count, size), _split(mask_BT, count, size))
+    start = (jnp.zeros((), jnp.float32), jnp.zeros(matrix.shape, jnp.float32))
+    (total, d_matrix), d_hidden = jax.lax.scan(step, start, parts)
+    d_hidden = d_hidden.reshape(count, B, size, D).swapaxes(0, 1).reshape(B, T, D)
+    return total, (d_hidden, d_matrix.astype(matrix.dtype))
+
+
+def _cross_entropy_backward(tied, chunk, saved, cotangent):
+    d_hidden, d_matrix = saved
+    scale = lambda x: (x * cotangent).astype(x.dtype)  # noqa: E731
+    return scale(d_hidden), scale(d_matrix), None, None
+
+
+_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)

@@ -1,0 +1,48 @@
+"""The handle that jobs give to objectives and evals: a network, its config, and how it is to be run."""
+
+import dataclasses
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from gramjax.core import plugins
+from gramjax.core.sharding import constrainer
+from gramjax.models import stack
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network bound to its config, mesh and choices of execution; it holds no weights."""
+
+    module: ModuleType
+    config: Any
+    mesh: Mesh | None = None
+    compute_dtype: Any = jnp.float32
+    attention: str = "auto"
+    remat: str = "none"
+    scan_layers: bool = True
+    logit_chunk: int = 1024
+
+    def specs(self) -> dict[str, Any]:
+        """The declaration of every parameter."""
+        return self.module.specs(self.config)
+
+    def pack(self, params: Any, labels: Any = None, scan: bool | None = None) -> Any:
+        """Weights in use from parameters at rest (`stack.pack`)."""
+        scan = self.scan_layers if scan is None else scan
+        return stack.pack(params, self.config.layer_kinds(), self.compute_dtype, labels, scan)
+
+    def forward(self, weights: Any, batch: Any, cache: Any = None) -> Any:
+        """`Output.hidden` [batch, length, embed] and `Output.cache` for a batch of tokens."""
+        constrain = constrainer(self.mesh)
+        return self.module.forward(weights, self.config, batch, cache, constrain, self.attention, self.remat)
+
+
+def build(kind: str, config: Any, mesh: Mesh | None = None, compute_dtype: str = "auto", **choices: Any) -> Model:
+    """A Model by the name of its file; `compute_dtype` auto is bfloat16 on accelerators and float32 on a CPU."""
+    if compute_dtype == "auto":
+        compute_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return Model(plugins.load("models", kind), config, mesh, jnp.dtype(compute_dtype), **choices)

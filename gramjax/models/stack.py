@@ -1,0 +1,133 @@
+"""Two layouts of a stack of layers and the function between them.
+
+At rest every layer is its own subtree (`layers/007/...`): names, labels and surgery want single layers. In use,
+consecutive layers that are alike (same block kind, same labels) form a *run*: cast to the compute dtype, stacked and
+scanned, which keeps programs short. `pack` goes from one to the other. It is differentiable and runs inside the
+training step, where the cast makes stacked copies in the compute dtype only, or once per round for decoding.
+Runs are cut where trainability changes: a frozen run has no weight gradient, and the frozen runs before the first
+trained layer have no backward pass.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from gramjax.core import tree
+from gramjax.core.errors import UserError
+
+REMAT: dict[str, Callable[[], Any]] = {
+    "full": lambda: jax.checkpoint_policies.nothing_saveable,
+    "projections": lambda: jax.checkpoint_policies.save_only_these_names("projection", "attention"),
+}
+"""What the backward pass finds saved besides the input of each layer; `none` saves everything."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Consecutive like layers, `start` to `stop` (exclusive)."""
+
+    start: int
+    stop: int
+    kind: str
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the layers are stacked along a leading axis."""
+        return self.stop - self.start > 1
+
+
+@struct.dataclass
+class Packed:
+    """A stack in use: the weights of each run, stacked along a new first axis where a run has several layers."""
+
+    trees: tuple[Any, ...]
+    runs: tuple[Run, ...] = struct.field(pytree_node=False)
+
+
+def plan_runs(kinds: Sequence[str], signatures: Sequence[Any], scan: bool = True) -> tuple[Run, ...]:
+    """Cut the stack wherever the block kind or the signature (labels, shapes) of a layer changes."""
+    runs: list[Run] = []
+    for i, kind in enumerate(kinds):
+        if scan and runs and runs[-1].kind == kind and signatures[i] == signatures[i - 1]:
+            runs[-1] = Run(runs[-1].start, i + 1, kind)
+        else:
+            runs.append(Run(i, i + 1, kind))
+    return tuple(runs)
+
+
+def cast(leaf: jax.Array, dtype: Any) -> jax.Array:
+    """A weight in the compute dtype; norm scales and the one-column heads stay as they are at rest (float32)."""
+    matrix = leaf.ndim >= 2 and leaf.shape[-1] > 1
+    return leaf.astype(dtype) if matrix and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+def pack(
+    params: Mapping[str, Any],
+    kinds: Sequence[str],
+    dtype: Any,
+    labels: Mapping[str, str] | None = None,
+    scan: bool = True,
+) -> dict[str, Any]:
+    """Weights in use from parameters at rest: every subtree called `layers` becomes a `Packed` stack.
+
+    `labels` (path to `train` or `freeze`) cuts the runs where trainability changes; `scan=False` leaves every layer
+    on its own, so that nothing is copied.
+    """
+    out: dict[str, Any] = {}
+    for name, value in params.items():
+        if name != "layers":
+            out[name] = jax.tree.map(lambda leaf: cast(leaf, dtype), value)
+            continue
+        layers = [value[key] for key in sorted(value)]
+        signatures = []
+        for key, layer in zip(sorted(value), layers):
+            flat = tree.flatten(layer)
+            label = tuple(labels[f"layers/{key}/{path}"] for path in flat) if labels else ()
+            signatures.append((label, tuple((path, leaf.shape) for path, leaf in flat.items())))
+        runs = plan_runs(kinds, signatures, scan)
+        out[name] = Packed(tuple(_stack(layers[run.start : run.stop], dtype) for run in runs), runs)
+    return out
+
+
+def _stack(layers: Sequence[Any], dtype: Any) -> Any:
+    if len(layers) == 1:
+        return jax.tree.map(lambda leaf: cast(leaf, dtype), layers[0])
+    return jax.tree.map(lambda *leaves: jnp.stack([cast(leaf, dtype) for leaf in leaves]), *layers)
+
+
+BlockFunction = Callable[[Any, jax.Array, Any, str], tuple[jax.Array, Any]]
+"""`block(weights, x, cache, kind) -> (x, cache)`."""
+
+
+def _layer(block: BlockFunction, kind: str, x: jax.Array, weights_and_cache: tuple[Any, Any]) -> tuple[jax.Array, Any]:
+    weights, cache = weights_and_cache
+    return block(weights, x, cache, kind)
+
+
+def apply(
+    block: BlockFunction, packed: Packed, x: jax.Array, caches: tuple | None = None, remat: str = "none"
+) -> tuple[jax.Array, tuple | None]:
+    """Run the hidden states through every layer; returns them and the new caches (one entry per run).
+
+    `caches` holds one layer cache per run, stacked like the weights of the run. `remat` names a policy.
+    """
+    if remat not in ("none", *REMAT):
+        raise UserError(f"config.train.remat={remat!r} is not one of none, {', '.join(REMAT)}")
+    new_caches = []
+    for index, run in enumerate(packed.runs):
+        cache = caches[index] if caches is not None else None
+
+        layer = functools.partial(_layer, block, run.kind)
+        if remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT[remat](), prevent_cse=not run.stacked)
+        if run.stacked:
+            x, cache = jax.lax.scan(layer, x, (packed.trees[index], cache))
+        else:
+            x, cache = layer(x, (packed.trees[index], cache))
+        new_caches.append(cache)
+    return x, tuple(new_caches) if caches is not None else None
