@@ -63,13 +63,19 @@ def pair_score(first: Any, second: Any, agg: str = "prob") -> PairScores:
     return margin_score(first[:, 0] - first[:, 1], second[:, 0] - second[:, 1], agg)
 
 
-def margin_score(margin_first: Any, margin_second: Any, agg: str = "prob") -> PairScores:
-    """`pair_score` from the two margins [N]."""
+def margin_score(margin_first: Any, margin_second: Any, agg: str = "prob", log_mass: Any = None) -> PairScores:
+    """`pair_score` from the two margins [N].
+
+    `log_mass` [2, N] weighs the orders by the log-probability that their verdict is one of the two tokens at all (the
+    full-vocabulary variant of `prob`, where a verdict that the judge would hardly utter counts little).
+    """
     one, two = np.asarray(margin_first, np.float64), np.asarray(margin_second, np.float64)
     margin = (one - two) / 2
     if agg == "prob":
-        score = (sigmoid(one) + sigmoid(-two)) / 2
-        log_score = np.logaddexp(log_sigmoid(one), log_sigmoid(-two)) - math.log(2)
+        mass = np.zeros((2, *one.shape)) if log_mass is None else np.asarray(log_mass, np.float64)
+        right = np.logaddexp(mass[0] + log_sigmoid(one), mass[1] + log_sigmoid(-two))
+        wrong = np.logaddexp(mass[0] + log_sigmoid(-one), mass[1] + log_sigmoid(two))
+        score, log_score = sigmoid(right - wrong), right - np.logaddexp(mass[0], mass[1])
     elif agg == "logit":
         score, log_score = sigmoid(margin), log_sigmoid(margin)
     else:

@@ -1,0 +1,39 @@
+"""Length buckets: every sequence once, few shapes, right padding that is marked as such."""
+
+import numpy as np
+import pytest
+from gramjax.data import buckets
+
+
+def test_lengths_end_with_the_first_that_is_long_enough():
+    assert buckets.lengths(1) == (16,)
+    assert buckets.lengths(17) == (16, 24)
+    assert buckets.lengths(100) == (16, 24, 32, 48, 64, 96, 128)
+
+
+def test_every_sequence_once_and_no_bucket_too_short():
+    sizes = np.random.default_rng(0).integers(1, 300, 500)
+    plan = buckets.plan(sizes, 32)
+    assert sorted(i for _, indices in plan for i in indices) == list(range(500))
+    assert all(sizes[indices].max() <= length for length, indices in plan)
+    assert len({length for length, _ in plan}) <= 10
+    assert buckets.plan([], 32) == []
+
+
+def test_a_bucket_without_a_full_batch_joins_the_next():
+    plan = buckets.plan([10, 10, 20, 20, 200], 4)
+    assert [(length, list(indices)) for length, indices in plan] == [(24, [0, 1, 2, 3]), (256, [4])]
+
+
+def test_given_lengths_are_used_and_must_suffice():
+    assert [length for length, _ in buckets.plan([5, 60], 1, (64, 8))] == [8, 64]
+    with pytest.raises(ValueError, match="65 tokens is longer"):
+        buckets.plan([65], 1, (64,))
+
+
+def test_padding_is_marked():
+    batch = buckets.pad([np.array([7, 8, 9]), np.array([5])], 4, 3)
+    assert batch["tokens"].tolist() == [[7, 8, 9, 0], [5, 0, 0, 0], [0, 0, 0, 0]]
+    assert batch["segment_ids"].tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
+    assert batch["ends"].tolist() == [[2], [0], [0]] and batch["example_mask"].tolist() == [[1.0], [1.0], [0.0]]
+    assert batch["positions"].tolist()[0] == [0, 1, 2, 3]
