@@ -1,0 +1,206 @@
+"""Is a config usable? Names, types and ranges of every setting, looked at together before anything is built.
+
+The types are those of the section dataclasses and of the plug-ins that the config names; the ranges are the tables
+below. All problems are reported at once. What needs the model, the data or the devices is checked where they are known.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gramjax.core import plugins
+from gramjax.core.config import GENERAL, SECTIONS
+from gramjax.core.errors import UserError
+
+INF = math.inf
+ABOVE_0 = math.ulp(0.0)
+RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**31 - 1),
+    "data.limit": (0, INF),
+    "data.max_length": (1, INF),
+    "data.max_overlong_share": (0, 1),
+    "optim.lr": (0, INF),
+    "optim.warmup_ratio": (0, 1),
+    "optim.end_lr_ratio": (0, 1),
+    "optim.eps": (ABOVE_0, INF),
+    "optim.weight_decay": (0, INF),
+    "optim.clip_norm": (0, INF),
+    "train.epochs": (0, INF),
+    "train.steps": (0, INF),
+    "train.batch_size": (1, INF),
+    "train.grad_accum": (1, INF),
+    "train.logit_chunk": (1, INF),
+    "train.log_every": (1, INF),
+    "train.eval_every": (0, INF),
+    "train.save_every": (0, INF),
+    "train.keep": (1, INF),
+    "mesh.data": (-1, INF),
+    "mesh.fsdp": (-1, INF),
+    "mesh.tensor": (-1, INF),
+}
+"""Smallest and largest value, both allowed."""
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "model.compute_dtype": ("auto", "float32", "bfloat16"),
+    "model.attention": ("auto", "xla", "cudnn", "splash"),
+    "data.overlong": ("drop", "truncate_prompt_left", "shorten_responses", "error"),
+    "data.on_bad_row": ("raise", "skip"),
+    "data.renderings": ("draw", "all", "first"),
+    "optim.schedule": ("cosine", "linear", "constant"),
+    "train.remat": ("none", "full", "dots", "dots_no_batch", "attention"),
+}
+
+NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is known of one setting: its type (an annotation) and its default."""
+
+    kind: Any
+    default: Any
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"optim.lr": 1e-5, ...}` of a nested config or dict, in the order of the config."""
+    out: dict[str, Any] = {}
+    for name, value in config.items():
+        path = f"{prefix}{name}"
+        out.update(flatten(value, f"{path}.") if hasattr(value, "items") else {path: value})
+    return out
+
+
+def settings_of(record: type, prefix: str) -> dict[str, Setting]:
+    """The settings that a section dataclass declares, nested dataclasses included."""
+    hints = typing.get_type_hints(record)
+    instance = record()
+    out: dict[str, Setting] = {}
+    for field in dataclasses.fields(record):
+        default = getattr(instance, field.name)
+        if dataclasses.is_dataclass(default):
+            out.update(settings_of(type(default), f"{prefix}{field.name}."))
+        else:
+            out[f"{prefix}{field.name}"] = Setting(hints[field.name], default)
+    return out
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, Setting]:
+    """Every setting that a config with these plug-ins may hold. Raises UserError for a plug-in that does not exist."""
+    out = {name: Setting(type(default), default) for name, default in GENERAL.items()}
+    for name, record in SECTIONS.items():
+        if name in config:
+            out.update(settings_of(record, f"{name}."))
+    if "arch" in config.get("model", {}):
+        out.update(settings_of(plugins.load("models", config["model"]["kind"]).Config, "model.arch."))
+    if "objective" in config:
+        name = config["objective"].get("name", "")
+        out.update(settings_of(plugins.load("objectives", name).Config, "objective."))
+        out["objective.name"] = Setting(str, name)
+    for name in config.get("evals", {}):
+        out.update(settings_of(plugins.load("evals", name).Config, f"evals.{name}."))
+    return out
+
+
+def nearest(path: str, known: Iterable[str]) -> str:
+    """The known setting that `path` most likely means, or ""."""
+    known = list(known)
+    close = difflib.get_close_matches(path, known, n=1, cutoff=0.75)
+    if close:
+        return close[0]
+    last = path.rsplit(".", 1)[-1]
+    same_name = [other for other in known if other.rsplit(".", 1)[-1] == last]
+    return same_name[0] if len(same_name) == 1 else ""
+
+
+def unknown(path: str, known: Iterable[str], verb: str = "train") -> str:
+    """The message for a setting that does not exist."""
+    near = nearest(path, known)
+    hint = f" — did you mean config.{near}?" if near else ""
+    return f"unknown setting config.{path}{hint} (gramjax {verb} --config=… --help lists all)"
+
+
+def describe(kind: Any) -> str:
+    """An annotation in words: `a tuple of 2 numbers`."""
+    arguments = typing.get_args(kind)
+    if isinstance(kind, types.UnionType):
+        return " or ".join(describe(a) for a in arguments)
+    if typing.get_origin(kind) is tuple:
+        plural = {int: "whole numbers", float: "numbers", str: "texts"}.get(arguments[0], "values")
+        return f"a tuple of {plural}" if arguments[-1] is Ellipsis else f"a tuple of {len(arguments)} {plural}"
+    return NAMES.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """True if `value` may stand in a setting annotated `kind`; whole numbers may stand for numbers."""
+    if kind is Any:
+        return True
+    if isinstance(kind, types.UnionType):
+        return any(fits(value, a) for a in typing.get_args(kind))
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if typing.get_origin(kind) is tuple:
+        arguments = typing.get_args(kind)
+        if not isinstance(value, tuple | list):
+            return False
+        if arguments[-1] is Ellipsis:
+            return all(fits(v, arguments[0]) for v in value)
+        return len(value) == len(arguments) and all(fits(v, a) for v, a in zip(value, arguments))
+    return isinstance(value, kind)
+
+
+def problems(config: Mapping[str, Any], verb: str = "train") -> list[str]:
+    """Everything that is wrong with the names, types and ranges of a config; empty when it is usable."""
+    known = settings(config)
+    flat = flatten(config)
+    out = [unknown(path, known, verb) for path in flat if path not in known]
+    good: dict[str, Any] = {}
+    for path, value in flat.items():
+        if path not in known:
+            continue
+        if not fits(value, known[path].kind):
+            out.append(f"config.{path} takes {describe(known[path].kind)}, not {value!r}")
+        elif any(isinstance(v, float) and not math.isfinite(v) for v in (value if isinstance(value, tuple) else [value])):
+            out.append(f"config.{path} is {value}; give a finite number")
+        else:
+            good[path] = value
+    for path, (low, high) in RANGES.items():
+        if path in good and not low <= good[path] <= high:
+            smallest = "above 0" if low == ABOVE_0 else f"at least {low}"
+            allowed_range = smallest if high == INF else f"from {low} to {high}"
+            out.append(f"config.{path} is {good[path]}; it must be {allowed_range}")
+    for path, allowed in CHOICES.items():
+        if path in good and good[path] not in allowed:
+            out.append(f"config.{path} is {good[path]!r}; choose one of {', '.join(allowed)}")
+    return out + contradictions(good)
+
+
+def contradictions(good: Mapping[str, Any]) -> list[str]:
+    """Problems of settings that are fine alone. `good` holds the settings that have the right type, by path."""
+    out = []
+    batch, accumulate = good.get("train.batch_size", 1), good.get("train.grad_accum", 1)
+    if accumulate >= 1 and batch >= 1 and batch % accumulate:
+        out.append(f"config.train.batch_size {batch} is not a multiple of config.train.grad_accum {accumulate}")
+    if good.get("train.steps", 1) == 0 and good.get("train.epochs", 1) == 0:
+        out.append("config.train.steps and config.train.epochs are both 0: nothing would be trained")
+    if "optim.betas" in good and not all(0 <= b < 1 for b in good["optim.betas"]):
+        out.append(f"config.optim.betas is {good['optim.betas']}; both must be at least 0 and below 1")
+    sizes = {axis: good[f"mesh.{axis}"] for axis in ("data", "fsdp", "tensor") if f"mesh.{axis}" in good}
+    if 0 in sizes.values() or list(sizes.values()).count(-1) > 1:
+        out.append(f"config.mesh is {sizes}; each size must be positive, and one at most -1")
+    if "data.verdicts" in good and len(set(good["data.verdicts"])) < 2:
+        out.append(f"config.data.verdicts are {good['data.verdicts']}; the two must differ")
+    return out
+
+
+def check(config: Mapping[str, Any], verb: str = "train") -> None:
+    """Raise one UserError with every problem of a config; needs no devices."""
+    found = problems(config, verb)
+    if found:
+        count = f"{len(found)} problems: " if len(found) > 1 else ""
+        raise UserError(count + "; ".join(found))
