@@ -10,6 +10,7 @@ import difflib
 import importlib
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import gramjax
@@ -67,7 +68,7 @@ def run(argv: list[str] | None = None) -> None:
         sys.stdout.flush()
     except GramjaxError as error:
         if os.environ.get("GRAMJAX_TRACEBACK") == "1":
-            raise
+            traceback.print_exc()
         print(f"gramjax: {' '.join(str(error).split())}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:

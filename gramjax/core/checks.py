@@ -154,6 +154,12 @@ def fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
+def finite(value: Any) -> bool:
+    """False for NaN and infinities, alone or in a tuple."""
+    values = value if isinstance(value, tuple) else (value,)
+    return all(math.isfinite(v) for v in values if isinstance(v, float))
+
+
 def problems(config: Mapping[str, Any], verb: str = "train") -> list[str]:
     """Everything that is wrong with the names, types and ranges of a config; empty when it is usable."""
     known = settings(config)
@@ -165,7 +171,7 @@ def problems(config: Mapping[str, Any], verb: str = "train") -> list[str]:
             continue
         if not fits(value, known[path].kind):
             out.append(f"config.{path} takes {describe(known[path].kind)}, not {value!r}")
-        elif any(isinstance(v, float) and not math.isfinite(v) for v in (value if isinstance(value, tuple) else [value])):
+        elif not finite(value):
             out.append(f"config.{path} is {value}; give a finite number")
         else:
             good[path] = value

@@ -1,6 +1,6 @@
 """List the packaged configs, or print one.
 
-`gramjax configs` lists names with the first line of what each says about itself; `gramjax configs NAME` prints the file.
+`gramjax configs` lists the names, each with the first line of its docstring; `gramjax configs NAME` prints the file.
 """
 
 import ast
