@@ -46,12 +46,12 @@ RANGES: dict[str, tuple[float, float]] = {
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.compute_dtype": ("auto", "float32", "bfloat16"),
-    "model.attention": ("auto", "xla", "cudnn", "splash"),
+    "model.attention": ("auto", "xla", "blocked", "cudnn"),
     "data.overlong": ("drop", "truncate_prompt_left", "shorten_responses", "error"),
     "data.on_bad_row": ("raise", "skip"),
     "data.renderings": ("draw", "all", "first"),
     "optim.schedule": ("cosine", "linear", "constant"),
-    "train.remat": ("none", "full", "dots", "dots_no_batch", "attention"),
+    "train.remat": ("none", "full", "projections"),
 }
 
 NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}

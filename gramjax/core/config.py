@@ -174,6 +174,7 @@ def defaults(objective: str = "cross_entropy", evals: tuple[str, ...] = (), mode
     config.model.arch = as_config(plugins.load("models", model).Config())
     config.objective = as_config(plugins.load("objectives", objective).Config())
     config.objective.name = objective
+    config.phases = ConfigDict()
     config.evals = ConfigDict({name: as_config(plugins.load("evals", name).Config()) for name in evals})
     return config
 

@@ -1,0 +1,141 @@
+"""The one training loop. Its order is a contract: evaluate the old state, save it, take a batch, step, log."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from gramjax.core.errors import GramjaxError
+from gramjax.training.step import State
+
+
+class Source(Protocol):
+    """Where batches come from: rows (`data.pipeline`) or rollouts, which look at the parameters."""
+
+    def next(self, params: Any = None) -> dict[str, np.ndarray]:
+        """The next batch of this process."""
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs to continue with the very next batch."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+
+
+class Writer(Protocol):
+    """Where numbers go."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Log values at an optimiser step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """When things happen, in optimiser steps; 0 means never (a save at the end is always made)."""
+
+    total_steps: int
+    log_every: int = 10
+    eval_every: int = 0
+    save_every: int = 0
+
+
+class NotFinite(GramjaxError):
+    """The loss became NaN or infinite; nothing of it was saved."""
+
+
+def run(
+    state: State,
+    step_function: Callable[[State, Any], tuple[State, Any]],
+    source: Source,
+    put: Callable[[dict[str, np.ndarray]], Any],
+    writer: Writer,
+    plan: Plan,
+    start_step: int = 0,
+    num_tokens: int = 0,
+    evaluate: Callable[[int, State], None] | None = None,
+    save: Callable[[int, State, dict[str, Any]], None] | None = None,
+    epoch_of: Callable[[int], float] = lambda step: 0.0,
+) -> State:
+    """Train from `start_step` to `plan.total_steps` and return the last state.
+
+    `put` places a host batch on the devices. Metrics of a step are fetched after the next step has been dispatched,
+    so that the host never stalls the devices. Raises NotFinite naming the step when the loss is not finite.
+    """
+    waiting: list[tuple[int, Any]] = []
+    meter = Meter(num_tokens)
+
+    def flush(last: int) -> None:
+        """Log the mean over the steps up to `last` that wait to be logged."""
+        due = [metrics for step, metrics in waiting if step <= last]
+        if due:
+            waiting[:] = [item for item in waiting if item[0] > last]
+            values = mean_metrics(jax.device_get(due))
+            if not math.isfinite(values["loss"]):
+                raise NotFinite(f"loss is {values['loss']} at step {last}; the last checkpoint holds the state before")
+            writer.write(last, {**values, **meter.read(last, len(due)), "epoch": epoch_of(last)})
+
+    for step in range(start_step, plan.total_steps):
+        if evaluate is not None and plan.eval_every and step % plan.eval_every == 0 and step > start_step:
+            flush(step)
+            evaluate(step, state)
+            meter.pause()
+        if save is not None and plan.save_every and step % plan.save_every == 0 and step > start_step:
+            flush(step)
+            save(step, state, {"source": source.state(), "num_tokens": meter.num_tokens})
+        batch = source.next(state["params"])
+        meter.add(batch)
+        state, metrics = step_function(state, put(batch))
+        if waiting and waiting[-1][0] % plan.log_every == 0:
+            flush(waiting[-1][0])
+        waiting.append((step + 1, metrics))
+    flush(plan.total_steps)
+    if save is not None and start_step < plan.total_steps:
+        save(plan.total_steps, state, {"source": source.state(), "num_tokens": meter.num_tokens})
+    return state
+
+
+def mean_metrics(steps: Iterable[Mapping[str, tuple[Any, Any]]]) -> dict[str, float]:
+    """Total over weight of each metric across steps; extremes for names that start with `min_` or `max_`."""
+    steps = list(steps)
+    out = {}
+    for name in steps[0]:
+        totals = [float(s[name][0]) for s in steps]
+        if name.startswith("min_"):
+            out[name] = min(totals)
+        elif name.startswith("max_"):
+            out[name] = max(totals)
+        else:
+            out[name] = sum(totals) / max(sum(float(s[name][1]) for s in steps), 1e-9)
+    return out
+
+
+class Meter:
+    """Tokens and wall time between log events; time in evaluation does not count."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.num_tokens = num_tokens
+        self._tokens_at_last, self._time_at_last = num_tokens, time.perf_counter()
+
+    def add(self, batch: Mapping[str, np.ndarray]) -> None:
+        """Count the real tokens of a global batch (those of one process, times the processes)."""
+        self.num_tokens += int(np.count_nonzero(batch["segment_ids"])) * jax.process_count()
+
+    def pause(self) -> None:
+        """Forget the time since the last log event."""
+        self._tokens_at_last, self._time_at_last = self.num_tokens, time.perf_counter()
+
+    def read(self, step: int, steps: int) -> dict[str, float]:
+        """Token count, and speed since the last read."""
+        now = time.perf_counter()
+        seconds = max(now - self._time_at_last, 1e-9)
+        tokens = self.num_tokens - self._tokens_at_last
+        self._tokens_at_last, self._time_at_last = self.num_tokens, now
+        return {
+            "num_tokens": float(self.num_tokens),
+            "perf/step_time": seconds / max(steps, 1),
+            "perf/tokens_per_sec_per_device": tokens / seconds / jax.device_count(),
+        }

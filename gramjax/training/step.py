@@ -1,0 +1,89 @@
+"""One training step for every method: the loss is an argument.
+
+freeze -> pack -> forward -> loss, the gradient of the trained parameters only, accumulated over microbatches as sums
+and divided once, so that accumulation equals one large batch. Losses and metrics are (total, weight) pairs.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gramjax.core import tree
+from gramjax.core.sharding import constrainer
+
+State = dict[str, Any]
+"""`params` at rest, `opt_state`, `step` (int32 scalar)."""
+
+Pair = tuple[jax.Array, jax.Array]
+LossFunction = Callable[[Any, Any, Any], tuple[Pair, dict[str, Pair]]]
+"""`loss(model, weights, batch) -> ((total, weight), metrics)`."""
+
+
+def make_step(
+    model: Any,
+    loss: LossFunction,
+    tx: optax.GradientTransformation,
+    labels: Mapping[str, str],
+    learning_rate: optax.Schedule,
+    grad_accum: int = 1,
+) -> Callable[[State, Any], tuple[State, dict[str, Pair]]]:
+    """The function `(state, batch) -> (state, metrics)`, to be jitted with the state donated."""
+
+    def total_loss(trained: dict[str, Any], frozen: dict[str, Any], batch: Any) -> tuple[jax.Array, Any]:
+        weights = model.pack(tree.merge(trained, frozen), labels)
+        (total, weight), metrics = loss(model, weights, batch)
+        return total, (weight, metrics)
+
+    def gradients(trained: dict[str, Any], frozen: dict[str, Any], batch: Any) -> tuple[Any, Any]:
+        (total, (weight, metrics)), grads = jax.value_and_grad(total_loss, has_aux=True)(trained, frozen, batch)
+        return grads, {**metrics, "loss": (total, weight)}
+
+    def step(state: State, batch: Any) -> tuple[State, dict[str, Pair]]:
+        trained, frozen = tree.split(state["params"], labels)
+        if grad_accum == 1:
+            grads, metrics = gradients(trained, frozen, batch)
+        else:
+            grads, metrics = _accumulate(lambda micro: gradients(trained, frozen, micro), batch, grad_accum, model.mesh)
+        weight = jnp.maximum(metrics["loss"][1], 1e-9)
+        grads = jax.tree.map(lambda g: g / weight, grads)
+        # The zeros stand for gradients that nobody computes; the frozen branch of the optimiser does not read them.
+        zeros = jax.tree.map(jnp.zeros_like, frozen)
+        updates, opt_state = tx.update(tree.merge(grads, zeros), state["opt_state"], state["params"])
+        updates, _ = tree.split(updates, labels)
+        trained = optax.apply_updates(trained, updates)
+        one = jnp.ones((), jnp.float32)
+        metrics["grad_norm"] = (optax.global_norm(grads), one)
+        metrics["learning_rate"] = (jnp.asarray(learning_rate(state["step"]), jnp.float32), one)
+        return {"params": tree.merge(trained, frozen), "opt_state": opt_state, "step": state["step"] + 1}, metrics
+
+    return step
+
+
+def _accumulate(gradients: Callable[[Any], tuple[Any, Any]], batch: Any, count: int, mesh: Any) -> tuple[Any, Any]:
+    """Sum gradients and metrics over `count` microbatches, which take every count-th row (so each stays spread)."""
+    constrain = constrainer(mesh)
+
+    def cut(x: jax.Array) -> jax.Array:
+        parts = x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
+        return constrain(parts, None, "batch", *(None,) * (parts.ndim - 2))
+
+    micro = jax.tree.map(cut, batch)
+    shapes, _ = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], micro))
+    zeros = jax.tree.map(lambda g: jnp.zeros(g.shape, jnp.float32), shapes)
+
+    def add(total: Any, part: Any) -> tuple[Any, Any]:
+        grads, metrics = gradients(part)
+        return jax.tree.map(jnp.add, total, grads), metrics
+
+    grads, metrics = jax.lax.scan(add, zeros, micro)
+    return grads, {name: _reduce(name, pair) for name, pair in metrics.items()}
+
+
+def _reduce(name: str, pair: Pair) -> Pair:
+    """Totals and weights summed over microbatches; names that start with `min_` or `max_` keep the extreme."""
+    total, weight = pair
+    extreme = {"min_": jnp.min, "max_": jnp.max}.get(name[:4], jnp.sum)
+    return extreme(total), jnp.sum(weight)
