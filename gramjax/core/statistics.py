@@ -24,7 +24,8 @@ def sigmoid(x: Any) -> np.ndarray:
 
 def log_sigmoid(x: Any) -> np.ndarray:
     """log of `sigmoid`, exact far into both tails."""
-    return -np.logaddexp(0.0, -np.asarray(x, np.float64))
+    with np.errstate(invalid="ignore"):  # NaN stays NaN
+        return -np.logaddexp(0.0, -np.asarray(x, np.float64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +101,7 @@ def verdicts(score: Any) -> np.ndarray:
 
 
 def dual_order_correct(first: Any, second: Any) -> np.ndarray:
-    """JudgeBench's rule for two verdicts per pair (+1 right, -1 wrong, 0 tie or none): right iff their sum is positive."""
+    """JudgeBench's rule for two verdicts per pair (+1 right, -1 wrong, 0 tie or none): their sum must be positive."""
     return np.asarray(first) + np.asarray(second) > 0
 
 
@@ -144,7 +145,7 @@ def ece(score: Any, bins: int = 10) -> float:
 
 
 def brier(score: Any) -> float:
-    """Mean squared distance between the probability of the chosen answer and 1 (0.25 for a judge that knows nothing)."""
+    """Mean squared distance from the probability of the chosen answer to 1 (0.25 for a judge that knows nothing)."""
     score = np.asarray(score, np.float64)
     return float(np.mean((1 - score) ** 2)) if len(score) else math.nan
 

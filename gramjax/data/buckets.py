@@ -6,21 +6,22 @@ import numpy as np
 
 
 def lengths(longest: int) -> tuple[int, ...]:
-    """Padded lengths up to the first that holds `longest`: 16, 24, 32, 48, 64, 96 ... (powers of two and halves between)."""
-    out, power = [], 16
+    """Padded lengths 16, 24, 32, 48, 64, 96 ... (powers of two and halfway between) up to the first >= `longest`."""
+    out: list[int] = []
+    power = 16
     while not out or out[-1] < longest:
         out += [power, power + power // 2]
         power *= 2
     return tuple(out[:-1] if len(out) > 1 and out[-2] >= longest else out)
 
 
-def plan(sizes: Sequence[int], batch_size: int, padded: Sequence[int] = ()) -> list[tuple[int, np.ndarray]]:
+def plan(sizes_of: Sequence[int], batch_size: int, padded: Sequence[int] = ()) -> list[tuple[int, np.ndarray]]:
     """Batches as (padded length, indices of at most `batch_size` sequences), short ones first.
 
     A bucket that would not fill one batch is joined with the next longer one. Every index occurs exactly once.
     Raises ValueError when a sequence is longer than every length in `padded`.
     """
-    sizes = np.asarray(sizes)
+    sizes = np.asarray(sizes_of, np.int64)
     if not len(sizes):
         return []
     padded = tuple(sorted(padded)) or lengths(int(sizes.max()))

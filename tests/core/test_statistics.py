@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from gramjax.core import statistics
 
 
@@ -133,7 +134,9 @@ def test_bootstrap_covers_like_the_normal_interval_and_ignores_order():
     values = np.random.default_rng(0).normal(0.7, 0.5, size=400)
     low, high = statistics.bootstrap(values, 4000, seed=1)
     half = 1.96 * values.std() / 20
-    assert low == pytest.approx(values.mean() - half, abs=0.01) and high == pytest.approx(values.mean() + half, abs=0.01)
+    assert low == pytest.approx(values.mean() - half, abs=0.01) and high == pytest.approx(
+        values.mean() + half, abs=0.01
+    )
     assert statistics.bootstrap(values[::-1], 4000, seed=1) == (low, high)
     assert statistics.bootstrap(values, 4000, seed=2) != (low, high)
     assert all(math.isnan(v) for v in statistics.bootstrap([], 100))
