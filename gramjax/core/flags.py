@@ -327,13 +327,3 @@ def show(arguments: Arguments) -> str:
         mark = " " if origin == "default" else "*"
         lines.append(f"{mark} {'config.' + path:<{width}} {type(value).__name__:<6} {value!r:<24} {origin}")
     return "\n".join(lines)
-
-
-def as_dict(config: Any) -> dict[str, Any]:
-    """A config as plain nested dicts with lists for tuples: what `config.json` holds."""
-    def plain(value: Any) -> Any:
-        if hasattr(value, "items"):
-            return {name: plain(v) for name, v in value.items()}
-        return [plain(v) for v in value] if isinstance(value, tuple | list) else value
-
-    return plain(config)

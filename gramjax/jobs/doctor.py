@@ -41,7 +41,8 @@ def gather() -> dict[str, Any]:
     except (ValueError, IndexError):
         lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
         unknown = [line.split("] ", 1)[-1] for line in lines if "Unknown flag" in line]
-        text = (unknown or lines[-1:] or [f"exit code {done.returncode}"])[0].removeprefix("gramjax.core.errors.UserError: ")
+        text = (unknown or lines[-1:] or [f"exit code {done.returncode}"])[0]
+        text = text.removeprefix("gramjax.core.errors.UserError: ")
         hint = f" (XLA_FLAGS is {os.environ['XLA_FLAGS']!r})" if unknown else ""
         out["devices"] = {"error": f"JAX does not start: {text.removeprefix('JAX does not start: ')}{hint}"}
     return out
