@@ -84,6 +84,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def place(batch: Mapping[str, np.ndarray], mesh: Mesh | None) -> dict[str, Any]:
+    """A global batch over the mesh. Every process holds all of it and gives its devices their part (evaluation)."""
+    if mesh is None:
+        return dict(batch)
+    where = batch_sharding(mesh)
+    return {name: jax.make_array_from_callback(x.shape, where, x.__getitem__) for name, x in batch.items()}
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Sharding of a value that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

@@ -171,6 +171,24 @@ def bootstrap(values: Any, samples: int = 1000, seed: int = 0, level: float = 0.
     return float(low), float(high)
 
 
+def bootstrap_ratio(
+    totals: Any, weights: Any, samples: int = 1000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of sum(totals) / sum(weights), resampling the N examples that both belong to."""
+    totals, weights = np.asarray(totals, np.float64), np.asarray(weights, np.float64)
+    if not len(totals) or samples <= 0:
+        return math.nan, math.nan
+    order = np.lexsort((weights, totals))
+    totals, weights = totals[order], weights[order]
+    generator = np.random.default_rng(seed)
+    ratios = []
+    for _ in range(samples):
+        drawn = generator.integers(0, len(totals), len(totals))
+        ratios.append(totals[drawn].sum() / max(weights[drawn].sum(), 1e-300))
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 @dataclasses.dataclass(frozen=True)
 class Difference:
     """Mean of a paired difference, its bootstrap interval, and a two-sided bootstrap p-value of "no difference"."""

@@ -21,6 +21,8 @@ from gramjax.data import buckets
 from gramjax.data.rows import Drop, Tally
 from gramjax.models import heads
 
+ROW_TYPES = ("preference",)
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -53,7 +55,7 @@ class Config:
 
 
 Scorer = Callable[[Any, Mapping[str, np.ndarray]], jax.Array]
-"""`scorer(weights, batch)`: float32 [B] rewards, or [B, 2] verdict logits of a judge ([B, 3] with the log-normaliser)."""
+"""`scorer(weights, batch)`: float32 [B] rewards or [B, 2] verdict logits ([B, 3] with the log-normaliser)."""
 
 
 def evaluate(
@@ -154,21 +156,13 @@ def score_sequences(
     batch_size = -(-wanted // shards) * shards
     parts: list[tuple[np.ndarray, Any]] = []
     for indices, batch in buckets.batches(sequences, batch_size, config.buckets):
-        parts.append((indices, scorer(weights, _place(batch, mesh))))
+        parts.append((indices, scorer(weights, sharding.place(batch, mesh))))
         if len(parts) > 1:  # fetch the one before, while the device works on this one
             parts[-2] = (parts[-2][0], np.asarray(parts[-2][1]))
     out = np.zeros((len(sequences), *parts[0][1].shape[1:]), np.float64)
     for indices, values in parts:
         out[indices] = np.asarray(values)[: len(indices)]
     return out
-
-
-def _place(batch: dict[str, np.ndarray], mesh: Mesh | None) -> dict[str, Any]:
-    """The batch over the mesh; every process holds all of it and gives its devices their part."""
-    if mesh is None:
-        return batch
-    place = sharding.batch_sharding(mesh)
-    return {name: jax.make_array_from_callback(x.shape, place, x.__getitem__) for name, x in batch.items()}
 
 
 @dataclasses.dataclass(frozen=True)
