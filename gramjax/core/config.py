@@ -53,6 +53,8 @@ class DataSection:
     train: tuple[str, ...] = ()
     """Files, folders or `recipe:NAME` (rows that the package generates)."""
     valid: tuple[str, ...] = ()
+    path: str = ""
+    """What `gramjax evaluate` reads: a file, a folder or a recipe."""
     rename: tuple[str, ...] = ()
     """Column renames, each `old:new`."""
     limit: int = 0

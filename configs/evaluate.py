@@ -1,0 +1,21 @@
+"""Judge the pairs of any preference file with a trained run or a Hugging Face folder.
+
+gramjax evaluate --config=evaluate --config.model.path=RUN_OR_HF_DIR --config.data.path=FILE --workdir=DIR
+
+Writes DIR/eval/preference.json and one row per pair beside it. Both answer orders are judged; how rows are rendered
+(judge prompt, cue, chat template, max_length) comes from the run that trained the model unless it is set here.
+Hardware: whatever holds the weights; a small model runs on a CPU.
+"""
+
+from ml_collections import ConfigDict
+
+from gramjax.core import config as configs
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict(configs.GENERAL)
+    config.job = "evaluate"
+    for name in ("model", "tokenizer", "data", "mesh", "log"):
+        config[name] = configs.as_config(configs.SECTIONS[name]())
+    config.evals = ConfigDict({"preference": configs.as_config(configs.plugins.load("evals", "preference").Config())})
+    return config
