@@ -6,6 +6,7 @@ swapped one, so a judge that is right has a positive first margin and a negative
 """
 
 import dataclasses
+import hashlib
 import math
 from typing import Any
 
@@ -92,6 +93,11 @@ def margin_score(margin_first: Any, margin_second: Any, agg: str = "prob", log_m
         consistent=np.sign(one) == -np.sign(two),
         bias=(one + two) / 2,
     )
+
+
+def coin(seed: int, identity: str) -> bool:
+    """A fair coin that belongs to a row (its id), not to its place in a file or batch."""
+    return bool(hashlib.blake2b(f"{seed}/{identity}".encode(), digest_size=1).digest()[0] & 1)
 
 
 def verdicts(score: Any) -> np.ndarray:

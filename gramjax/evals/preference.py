@@ -6,7 +6,6 @@ both margins, so that every number and figure can be made again without the mode
 """
 
 import dataclasses
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -208,8 +207,7 @@ def _order(row: Mapping[str, Any], config: Config, method: str) -> str:
         return "none"
     if config.both_orders:
         return "both"
-    coin = zlib.crc32(f"{config.seed}/{row.get('id')}".encode()) & 1  # of the row, not of its place in the file
-    return "chosen_first" if coin else "rejected_first"
+    return "chosen_first" if statistics.coin(config.seed, str(row.get("id"))) else "rejected_first"
 
 
 def _render(row: Mapping[str, Any], renderer: Any, order: str) -> tuple[np.ndarray, ...]:

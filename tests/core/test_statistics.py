@@ -91,6 +91,13 @@ def test_an_always_first_judge_is_never_right():
     assert not np.any(statistics.dual_order_correct(one, two))
 
 
+def test_the_coin_is_fair_and_belongs_to_the_row():
+    heads = [statistics.coin(0, f"row-{i}") for i in range(4000)]
+    assert abs(np.mean(heads) - 0.5) < 0.03 and heads[7] == statistics.coin(0, "row-7")
+    assert abs(np.corrcoef(heads, [statistics.coin(1, f"row-{i}") for i in range(4000)])[0, 1]) < 0.06
+    assert abs(np.corrcoef(heads[1:], heads[:-1])[0, 1]) < 0.06
+
+
 def test_bad_shapes_and_names_are_refused():
     with pytest.raises(ValueError, match=r"\[pairs, 2\]"):
         statistics.pair_score(np.zeros((3, 2)), np.zeros((4, 2)))
