@@ -1,0 +1,195 @@
+"""Train a model: rows to tokens, tokens to steps, steps to checkpoints, and a report at the end."""
+
+import copy
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gramjax.checkpoint import state as checkpoints
+from gramjax.core import config as configs
+from gramjax.core import flags, folder, plugins, runtime, spec
+from gramjax.core.errors import UserError
+from gramjax.core.writer import Writer
+from gramjax.plots import report
+from gramjax.training import evaluation, loop, setup
+
+
+def main(argv: list[str]) -> int:
+    """`gramjax train --config=NAME_OR_PATH --workdir=DIR [--config.a.b=c] [--dry_run]`."""
+    arguments = flags.parse(argv, "train")
+    runtime.start(distributed=arguments.distributed)
+    for name, config, workdir in phases(arguments.config, Path(arguments.workdir)):
+        if arguments.dry_run:
+            describe(name, setup.build_run(config))
+        else:
+            train(config, workdir, arguments, name)
+    return 0
+
+
+def phases(config: Any, workdir: Path) -> Iterator[tuple[str, Any, Path]]:
+    """The trainings of a config, one after the other: (name, config, folder).
+
+    `config.phases` maps names, in alphabetical order, to the settings that differ. A phase starts from the weights of
+    the one before. The last one writes into `workdir` itself, the others into folders named after them.
+    """
+    names = sorted(config.get("phases", {}))
+    if not names:
+        yield "", config, workdir
+        return
+    start = config.model.path
+    for name in names:
+        own = copy.deepcopy(config)
+        with own.unlocked():
+            own.update(config.phases[name])
+            own.phases = {}
+            if name != names[0]:
+                own.model.path = start
+        target = workdir if name == names[-1] else workdir / name
+        yield name, own, target
+        start = str(target)
+
+
+def describe(name: str, run: setup.Run) -> None:
+    """What a dry run prints: sizes, data and mesh; nothing is computed or written."""
+    model = run.network.model
+    print(f"{name + ': ' if name else ''}{spec.count(model.specs()):,} parameters, mesh {dict(run.network.mesh.shape)}")
+    print(f"rows {run.data_counts['rows']:,}, examples {run.data_counts['examples']:,}, steps {run.total_steps:,}")
+    for reason, (count, first) in run.data_counts["dropped"].items():
+        print(f"  dropped {count:,}: {reason} (first: {first})")
+
+
+def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> None:
+    """One training: build, restore or start, loop, evaluate, report."""
+    train_section = configs.section(config.train, configs.TrainSection, "train")
+    if config.resume and (workdir / "DONE").exists() and folder.holds_run(workdir):
+        folder.prepare(workdir, config, arguments.overrides, config.resume, config.overwrite)
+        print(f"{workdir} is done; --config.overwrite=True trains it again")
+        return
+    started = time.perf_counter()
+    run = setup.build_run(config)
+    with checkpoints.RunLock(workdir):
+        folder.prepare(workdir, config, arguments.overrides, config.resume, config.overwrite)
+        run.network.renderer.tokenizer.save(workdir / "tokenizer")
+        saved = checkpoints.Checkpoints(workdir, keep=train_section.keep)
+        state, start_step, num_tokens = restore_or_start(run, saved, config)
+        with Writer(workdir, configs.section(config.log, configs.LogSection, "log"), run.total_steps, start_step) as writer:
+            announce(writer, name, run, start_step)
+            rows = valid_rows(config)
+
+            def evaluate(step: int, state: Any) -> None:
+                writer.write(step, evaluate_all(config, run, state["params"], rows, workdir, step))
+
+            def save(step: int, state: Any, data: dict[str, Any]) -> None:
+                saved.save(step, state, data, meta(run, config))
+
+            compiled = compile_step(run, state, writer, started)
+            state = loop.run(
+                state,
+                compiled,
+                run.source,
+                run.put,
+                writer,
+                loop.Plan(run.total_steps, train_section.log_every, train_section.eval_every, train_section.save_every),
+                start_step,
+                num_tokens,
+                evaluate if rows else None,
+                save,
+                run.source.epoch,
+            )
+            saved.close()
+            if rows:
+                evaluate(run.total_steps, state)
+        finish(workdir, run)
+
+
+def restore_or_start(run: setup.Run, saved: checkpoints.Checkpoints, config: Any) -> tuple[Any, int, int]:
+    """The newest good checkpoint of this run, or a first state: (state, step, tokens so far)."""
+    if config.resume and saved.steps():
+        step, state, data, _ = saved.restore(None, run.abstract_state, meta(run, config))
+        for note in saved.notes:
+            print(f"gramjax: {note}", file=sys.stderr)
+        run.source.restore(data["source"])
+        return state, step, data["num_tokens"]
+    state, loaded = setup.first_state(run)
+    for note in loaded.notes:
+        print(f"gramjax: {note}", file=sys.stderr)
+    return state, 0, 0
+
+
+def meta(run: setup.Run, config: Any) -> dict[str, Any]:
+    """What a checkpoint says about the run it belongs to."""
+    return {
+        "model": folder.as_dict(configs.as_config(run.network.model.config)),
+        "mesh": dict(run.network.mesh.shape),
+        "data": run.source.fingerprint(),
+        "tokenizer": run.network.renderer.tokenizer.fingerprint,
+    }
+
+
+def announce(writer: Writer, name: str, run: setup.Run, start_step: int) -> None:
+    """The lines that open a run: sizes, trained share, mesh, data, and what was dropped."""
+    model = run.network.model
+    trained = sum(
+        s.size for path, s in setup.tree.flatten(model.specs(), is_leaf=spec.is_spec).items() if run.labels[path] == "train"
+    )
+    total = spec.count(model.specs())
+    writer.say(f"{name + ': ' if name else ''}{total:,} parameters ({trained:,} trained), mesh {dict(run.network.mesh.shape)}")
+    writer.say(f"{run.data_counts['examples']:,} examples of {run.data_counts['rows']:,} rows, {run.total_steps:,} steps")
+    for reason, (count, first) in run.data_counts["dropped"].items():
+        writer.say(f"  dropped {count:,}: {reason} (first: {first})")
+    if start_step:
+        writer.say(f"resuming at step {start_step}")
+
+
+def compile_step(run: setup.Run, state: Any, writer: Writer, started: float) -> Any:
+    """Compile the step for the shapes of the data and say what memory it takes."""
+    batch = jax.eval_shape(run.put, run.source.example_batch())
+    compiled = run.step.lower(state, batch).compile()
+    memory = compiled.memory_analysis()
+    if memory is not None:
+        gib = [x / 2**30 for x in (memory.argument_size_in_bytes, memory.temp_size_in_bytes)]
+        writer.say(f"step compiled {time.perf_counter() - started:.1f} s after the start: state and batch {gib[0]:.2f} GiB, temporaries {gib[1]:.2f} GiB per device")
+    return compiled
+
+
+def valid_rows(config: Any) -> list[dict[str, Any]]:
+    """The rows that evals during and after training see; empty when none are configured."""
+    section = setup.data_section(config)
+    if not config.evals:
+        return []
+    if not section.valid:
+        raise UserError(f"config.evals names {', '.join(config.evals)} but config.data.valid is empty")
+    return setup.read_rows(section.valid, section, ("preference",)).rows
+
+
+def evaluate_all(config: Any, run: setup.Run, params: Any, rows: list[dict[str, Any]], workdir: Path, step: int) -> dict[str, float]:
+    """Run every eval of the config on the parameters and write their files; returns the numbers."""
+    weights = evaluation.pack(run.network.model, params)
+    out: dict[str, float] = {}
+    for name in config.evals:
+        module = plugins.load("evals", name)
+        eval_config = configs.section(config.evals[name], module.Config, f"evals.{name}")
+        results = evaluation.write_eval(
+            name, module, run.network.model, weights, run.network.renderer, rows, eval_config, workdir / "eval", {"step": step}
+        )
+        out.update(evaluation.numbers(name, results))
+    return out
+
+
+def finish(workdir: Path, run: setup.Run) -> None:
+    """Mark the run as done and write its report."""
+    if jax.process_index() != 0:
+        return
+    folder.write_json(workdir / "data.json", run.data_counts)
+    (workdir / "DONE").write_text("")
+    try:
+        page = report.write_report(workdir)
+    except UserError as error:
+        print(f"gramjax: no report: {error}", file=sys.stderr)
+    else:
+        print(f"report  {page}")
+    print(f"run folder  {workdir}")

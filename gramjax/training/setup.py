@@ -1,0 +1,267 @@
+"""The one place where a run is built: from a config to model, data, state and compiled step.
+
+Where the first weights come from is decided here and once, in this order: the newest good checkpoint of this run,
+else the run, Hugging Face folder or llama2.c file that `config.model.path` names, else fresh ones.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from gramjax.checkpoint import huggingface
+from gramjax.checkpoint import source as weight_source
+from gramjax.core import config as configs
+from gramjax.core import plugins, sharding, spec, tree
+from gramjax.core.errors import UserError
+from gramjax.data import pipeline, readers, tokenizer
+from gramjax.data.text import Renderer
+from gramjax.models.model import Model, build
+from gramjax.training import optimizer
+from gramjax.training.step import State, make_step
+
+SHARED_ARCHITECTURE = ("heads",)
+"""Architecture settings that may be given although the weights come from `config.model.path`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A model, its tokenizer, and where its weights are."""
+
+    model: Model
+    renderer: Renderer
+    source: Any
+    """What `checkpoint.source.open_source` found, or None: fresh weights."""
+    mesh: Mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything a training job needs, with no array made yet."""
+
+    network: Network
+    objective: ModuleType
+    objective_config: Any
+    labels: Mapping[str, str]
+    """Every parameter path: `train` or `freeze`."""
+    tx: Any
+    step: Callable[[State, Any], tuple[State, Any]]
+    """The training step, jitted with shardings and a donated state."""
+    source: pipeline.Pipeline
+    abstract_state: State
+    """Shapes, dtypes and shardings of the state."""
+    total_steps: int
+    seed: int
+    data_counts: dict[str, Any]
+
+    def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """A batch of this process as global arrays, rows over `data` and `fsdp`."""
+        place = sharding.batch_sharding(self.network.mesh)
+        return {name: jax.make_array_from_process_local_data(place, x) for name, x in batch.items()}
+
+
+def open_network(config: Any, heads: tuple[str, ...] = (), remat: str = "none", scan_layers: bool = True) -> Network:
+    """The model and tokenizer a config names. `heads` replaces the heads of the architecture when given."""
+    section = configs.section(config.model, configs.ModelSection, "model")
+    tokens = configs.section(config.tokenizer, configs.TokenizerSection, "tokenizer")
+    module = plugins.load("models", section.kind)
+    source = weight_source.open_source(section.path) if section.path else None
+    tokenizer_path = tokens.path or (str(source.tokenizer_folder) if source and source.tokenizer_folder else "")
+    if not tokenizer_path:
+        raise UserError("no tokenizer: give --config.tokenizer.path=FOLDER (or 'bytes'), or a model folder that has one")
+    loaded = tokenizer.load(tokenizer_path, tokens.pad, tokens.chat_template)
+    arch = architecture(module, config.model.get("arch"), source, loaded.vocab_size)
+    if heads:
+        arch = dataclasses.replace(arch, heads=tuple(heads))
+    if loaded.vocab_size > arch.vocab_size:
+        raise UserError(
+            f"the tokenizer at {tokenizer_path} has {loaded.vocab_size} tokens but the model has {arch.vocab_size} "
+            "embedding rows; give the tokenizer that belongs to the model"
+        )
+    mesh = sharding.make_mesh(configs.section(config.mesh, configs.MeshSection, "mesh"))
+    check_mesh(arch, mesh)
+    model = build(
+        section.kind,
+        arch,
+        mesh,
+        section.compute_dtype,
+        attention=section.attention,
+        remat=remat,
+        scan_layers=scan_layers,
+        logit_chunk=config.train.logit_chunk if "train" in config else 1024,
+    )
+    return Network(model, Renderer(loaded, data_section(config)), source, mesh)
+
+
+def data_section(config: Any) -> configs.DataSection:
+    """The data section as a record."""
+    return configs.section(config.data, configs.DataSection, "data")
+
+
+def architecture(module: ModuleType, given: Any, source: Any, vocab_size: int) -> Any:
+    """The sizes of the model: those of the weights, or `config.model.arch` for fresh ones.
+
+    Raises UserError when both speak: a size that is set although the weights decide it would be ignored.
+    """
+    default = module.Config()
+    asked = configs.section(given, module.Config, "model.arch") if given is not None else default
+    if source is None:
+        rows = asked.vocab_size or -(-vocab_size // 64) * 64
+        return dataclasses.replace(asked, vocab_size=rows)
+    for field in dataclasses.fields(asked):
+        if field.name not in SHARED_ARCHITECTURE and getattr(asked, field.name) != getattr(default, field.name):
+            found = getattr(source.config, field.name)
+            if getattr(asked, field.name) != found:
+                raise UserError(
+                    f"config.model.arch.{field.name} is {getattr(asked, field.name)!r} but the weights of "
+                    f"config.model.path have {found!r}; leave it out, or leave out config.model.path"
+                )
+    return source.config
+
+
+def check_mesh(arch: Any, mesh: Mesh) -> None:
+    """Raise UserError when the heads do not divide over the tensor axis."""
+    tensor = mesh.shape["tensor"]
+    for name in ("num_heads", "num_kv_heads"):
+        if getattr(arch, name, tensor) % tensor:
+            raise UserError(f"config.mesh.tensor={tensor} does not divide {name}={getattr(arch, name)}")
+
+
+def read_rows(sources: tuple[str, ...], section: configs.DataSection, want: tuple[str, ...]) -> readers.Rows:
+    """The rows of several sources, one after the other."""
+    if not sources:
+        raise UserError("no data: give --config.data.train=\"('FILE',)\"")
+    return readers.join([readers.read(name, section, want) for name in sources])
+
+
+def build_run(config: Any) -> Run:
+    """Build everything of a training job but the arrays of its state."""
+    train = configs.section(config.train, configs.TrainSection, "train")
+    objective = plugins.load("objectives", config.objective.name)
+    objective_config = configs.section(config.objective, objective.Config, "objective")
+    network = open_network(config, objective.HEADS, train.remat, train.scan_layers)
+    model, mesh, renderer = network.model, network.mesh, network.renderer
+    if hasattr(objective, "resolve"):
+        objective_config = objective.resolve(objective_config, renderer)
+    check_batch(train, mesh)
+
+    section = data_section(config)
+    found = read_rows(section.train, section, objective.ROW_TYPES)
+    examples = pipeline.encode_rows(
+        found.rows, functools.partial(encode, objective, renderer, objective_config), section, dropped=found.dropped
+    )
+    source = pipeline.Pipeline(
+        examples,
+        section,
+        batch_size=train.batch_size,
+        seed=config.seed,
+        pad_id=renderer.tokenizer.pad_id,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        files=found.files,
+    )
+    total_steps = train.steps or max(math.ceil(train.epochs * source.steps_per_epoch), 1)
+
+    specs = model.specs()
+    labels = tree.labels(list(tree.flatten(specs, is_leaf=spec.is_spec)), train.trainable)
+    optim = configs.section(config.optim, configs.OptimSection, "optim")
+    tx = optimizer.build(optim, labels, total_steps)
+    abstract = abstract_state(model, labels, tx, mesh)
+    step = make_step(
+        model,
+        functools.partial(_loss, objective, objective_config),
+        tx,
+        labels,
+        optimizer.schedule(optim, total_steps),
+        train.grad_accum,
+    )
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    jitted = jax.jit(step, donate_argnums=0, in_shardings=(shardings, None), out_shardings=(shardings, None))
+    counts = {"rows": len(found.rows), "examples": len(examples), "dropped": dict(examples.dropped)}
+    return Run(
+        network, objective, objective_config, labels, tx, jitted, source, abstract, total_steps, config.seed, counts
+    )
+
+
+def encode(objective: ModuleType, renderer: Renderer, objective_config: Any, row: dict[str, Any]) -> Any:
+    """The example of a row; an objective that has no use for it raises `rows.Drop`."""
+    return objective.encode(row, renderer, objective_config)
+
+
+def _loss(objective: ModuleType, objective_config: Any, model: Model, weights: Any, batch: Any) -> Any:
+    return objective.loss(model, weights, batch, objective_config)
+
+
+def check_batch(train: configs.TrainSection, mesh: Mesh) -> None:
+    """Raise UserError when a batch does not divide into microbatches and devices."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    unit = shards * train.grad_accum
+    if train.batch_size % unit:
+        below = train.batch_size // unit * unit
+        raise UserError(
+            f"config.train.batch_size={train.batch_size} does not divide over {shards} devices (data x fsdp) x "
+            f"{train.grad_accum} microbatches: use {', '.join(str(b) for b in (below, below + unit) if b)} …"
+        )
+
+
+def param_dtypes(model: Model, labels: Mapping[str, str]) -> dict[str, Any]:
+    """Dtype at rest by path: float32 for what trains, the compute dtype for frozen matrices."""
+    flat = tree.flatten(model.specs(), is_leaf=spec.is_spec)
+
+    def one(path: str, leaf: spec.Spec) -> Any:
+        matrix = len(leaf.shape) >= 2 and leaf.shape[-1] > 1
+        return model.compute_dtype if labels[path] == tree.FREEZE and matrix else jnp.dtype(jnp.float32)
+
+    return tree.unflatten({path: one(path, leaf) for path, leaf in flat.items()})
+
+
+def abstract_state(model: Model, labels: Mapping[str, str], tx: Any, mesh: Mesh) -> State:
+    """Shapes, dtypes and shardings of the training state. Optimiser moments lie where their parameters lie."""
+    specs = model.specs()
+    param_shardings = sharding.shardings(specs, mesh)
+    params = spec.abstract(specs, param_dtypes(model, labels), param_shardings)
+    by_path = tree.flatten(params)
+    everywhere = sharding.replicated(mesh)
+
+    def place(path: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
+        names = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        for start in range(len(names)):
+            like = by_path.get("/".join(names[start:]))
+            if like is not None and like.shape == leaf.shape:
+                return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=like.sharding)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
+
+    opt_state = jax.tree_util.tree_map_with_path(place, jax.eval_shape(tx.init, params))
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    return {"params": params, "opt_state": opt_state, "step": step}
+
+
+def first_state(run: Run) -> tuple[State, huggingface.Loaded]:
+    """A state at step 0, and what reading its weights had to say; every array is made on its own devices."""
+    model, source = run.network.model, run.network.source
+    shardings = jax.tree.map(lambda x: x.sharding, run.abstract_state)
+    dtypes = jax.tree.map(lambda x: x.dtype, run.abstract_state["params"])
+    loaded = load_params(model, source, shardings["params"], dtypes, run.seed)
+    opt_state = jax.jit(run.tx.init, out_shardings=shardings["opt_state"])(loaded.params)
+    step = jax.device_put(jnp.zeros((), jnp.int32), shardings["step"])
+    return {"params": loaded.params, "opt_state": opt_state, "step": step}, loaded
+
+
+def load_params(model: Model, source: Any, shardings: Any, dtypes: Any, seed: int = 0) -> huggingface.Loaded:
+    """Parameters from a source of weights (None: drawn from the seed).
+
+    Only heads may be missing from a source, and are then drawn; anything else stops with an error of the reader.
+    """
+    specs, key = model.specs(), jax.random.key(seed)
+    if source is None:
+        draw = jax.jit(lambda key: spec.init_params(specs, key, dtypes), out_shardings=shardings)
+        return huggingface.Loaded(draw(key), ("*",), ("all parameters are drawn from the seed",))
+    heads = tuple(name for name in ("score", "value", "lm_head") if name in specs)
+    return source.load(specs, model.config, shardings, dtypes, fresh=heads, key=key)
