@@ -66,7 +66,7 @@ RULES: dict[str, Callable[[Row], float]] = {
 
 
 def terms(prompt: str, answer: str) -> list[str]:
-    """Words and word pairs of the answer; for an answer of a few words also every term of the prompt crossed with it."""
+    """Words and word pairs of the answer; for a short answer also every term of the prompt crossed with it."""
 
     def grams(words: list[str]) -> list[str]:
         return words + [f"{a} {b}" for a, b in zip(words, words[1:])]

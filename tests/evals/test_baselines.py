@@ -9,12 +9,12 @@ from benchmarks import baselines
 
 GOLDEN = {
     # file: (pairs, chosen longer, chosen shorter, equal), counted by hand from the raw files: characters of the two
-    # answers, of the last assistant turn (stripped) for hh_harmless, where 4 of 1751 pairs have an empty chosen answer
+    # answers; for hh_harmless of the stripped turns after the shared ones, without 4 pairs that have an empty answer
     "llmbar/natural.jsonl.gz": (100, 56, 43, 1),
     "llmbar/neighbor.jsonl.gz": (134, 16, 118, 0),
     "persona/agreeableness.jsonl.gz": (1000, 500, 500, 0),
     "persona/interest-in-science.jsonl.gz": (1000, 500, 500, 0),
-    "hh_harmless/dev.jsonl.gz": (1747, 779, 958, 10),
+    "hh_harmless/dev.jsonl.gz": (1747, 780, 957, 10),
 }
 
 
