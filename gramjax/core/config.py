@@ -39,7 +39,7 @@ class TokenizerSection:
     """Which tokenizer."""
 
     path: str = ""
-    """Folder with `tokenizer.json`, a llama2.c `.bin` tokenizer, or `bytes`; empty: the folder of the model."""
+    """Folder with `tokenizer.json`, a llama2.c `.bin`, `bytes`, or `recipe:NAME`; empty: the folder of the model."""
     pad: str = ""
     """Text of the token used for padding; empty: the tokenizer's own, or a reserved one."""
     chat_template: str = ""
@@ -59,6 +59,8 @@ class DataSection:
     """Column renames, each `old:new`."""
     limit: int = 0
     """Use only the first rows; 0: all."""
+    pairs_per_record: int = 0
+    """Pairs drawn (seeded) from a record that holds many answers; 0: every pair."""
     max_length: int = 1024
     """Longest example, in tokens; also the length that batches are padded to."""
     overlong: str = "drop"

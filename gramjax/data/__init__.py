@@ -1,0 +1,1 @@
+"""Rows, text and batches: from files to arrays (floor 2)."""

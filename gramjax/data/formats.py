@@ -1,0 +1,315 @@
+"""Foreign rows to TRL-named rows: what other projects' files look like, so that nobody converts by hand.
+
+`adapt(record, where, want)` returns the rows that one record stands for: itself if it is no known foreign shape, one
+row, or several (a record with many answers is many pairs). Instructions become one user turn, answers one assistant
+turn, so that a chat template applies to them.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from gramjax.core.errors import DataError
+from gramjax.data.rows import PAIR_UNLABELLED, PREFERENCE, Drop, Message, coin
+
+START, END = "[The Start of Assistant {}'s Answer]", "[The End of Assistant {}'s Answer]"
+QUESTION = "[User Question]"
+TIE = "tie"
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
+
+Record = Mapping[str, Any]
+Want = Sequence[str]
+
+
+def user(text: str) -> list[Message]:
+    """One user turn."""
+    return [{"role": "user", "content": text}]
+
+
+def assistant(text: str) -> list[Message]:
+    """One assistant turn."""
+    return [{"role": "assistant", "content": text}]
+
+
+def instruction(record: Record) -> str:
+    """Alpaca's `instruction` and `input` as one text, as LLaMA-Factory joins them (a newline between)."""
+    parts = [record.get("instruction"), record.get("input")]
+    return "\n".join(part for part in parts if isinstance(part, str) and part)
+
+
+def dialogue(text: str, where: str, field: str) -> list[Message]:
+    r"""The messages of an Anthropic dialogue, `\n\nHuman: ...\n\nAssistant: ...`."""
+    parts = re.split(r"\n\n(Human|Assistant):", text)
+    if parts[0].strip():
+        raise DataError(f"{where}: '{field}' has text before the first Human turn")
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = zip(parts[1::2], parts[2::2], strict=True)
+    return [{"role": roles[role], "content": content.strip()} for role, content in turns]
+
+
+def _hh(record: Record, where: str, want: Want) -> list[dict[str, Any]]:
+    both = {name: dialogue(record[name], where, name) for name in ("chosen", "rejected")}
+    return [{**record, **both}]
+
+
+def marked(text: str, where: str, field: str) -> tuple[str, str, str]:
+    """The text before the answers and the two answers of a text in GRAM's marked form.
+
+    Markers are found as plain strings and must each occur once after the question, in order: a second one means that
+    an answer holds a marker, and the row cannot be read with certainty.
+    """
+    places = []
+    for marker in (START.format("A"), END.format("A"), START.format("B"), END.format("B")):
+        if text.count(marker) != 1:
+            raise DataError(f"{where}: '{field}' holds the marker {marker!r} {text.count(marker)} times, not once")
+        places.append((text.index(marker), len(marker)))
+    if sorted(places) != places:
+        raise DataError(f"{where}: the answer markers in '{field}' are out of order")
+    (a, na), (b, _), (c, nc), (d, _) = places
+
+    def body(piece: str) -> str:
+        return piece.removeprefix("\n").removesuffix("\n")
+
+    return text[:a], body(text[a + na : b]), body(text[c + nc : d])
+
+
+def _question(text: str) -> str:
+    found = text.rfind(QUESTION)
+    return (text[found + len(QUESTION) :] if found >= 0 else text).strip()
+
+
+def _gram_unlabelled(record: Record, where: str, want: Want) -> list[dict[str, Any]]:
+    _, first, second = marked(record["output"], where, "output")
+    rest = {k: v for k, v in record.items() if k not in ("instruction", "input", "output")}
+    question = _question(instruction(record))
+    return [{**rest, "prompt": user(question), "responses": [assistant(first), assistant(second)]}]
+
+
+def _gram_labelled(record: Record, where: str, want: Want) -> list[dict[str, Any]]:
+    head, first, second = marked(instruction(record), where, "instruction")
+    rest = {k: v for k, v in record.items() if k not in ("instruction", "input", "output")}
+    verdict = str(record["output"]).strip()
+    pair = (first, second) if verdict == "A" else (second, first)
+    return [{**rest, **_pair(_question(head), *pair)}]
+
+
+def _pair(prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
+    return {"prompt": user(prompt), "chosen": assistant(chosen), "rejected": assistant(rejected)}
+
+
+def _judged(rest: dict[str, Any], prompt: str, answers: Sequence[str], winner: int, want: Want) -> dict[str, Any]:
+    """One compared pair; `winner` is 1, 2, or 0 for a tie. A tie is dropped where a label is needed, else kept."""
+    if want[:1] == (PAIR_UNLABELLED,):
+        return {**rest, "prompt": user(prompt), "responses": [assistant(text) for text in answers]}
+    if winner == 0:
+        raise Drop(TIE)
+    first, second = answers
+    return {**rest, **_pair(prompt, *((first, second) if winner == 1 else (second, first)))}
+
+
+def majority(votes: Sequence[int]) -> int:
+    """The verdict (1 or 2) that has most votes, 0 for a tie (also when most voters say tie)."""
+    counts = {vote: votes.count(vote) for vote in (0, 1, 2)}
+    best = max(counts.values())
+    winners = [vote for vote, count in counts.items() if count == best]
+    return winners[0] if len(winners) == 1 else 0
+
+
+def _scalar_text(value: Any, where: str, field: str) -> str:
+    """Text, or what a number or a truth value stands for: PandaLM has answers like `True` and `42` without quotes."""
+    if not isinstance(value, str | bool | int | float):
+        raise DataError(f"{where}: '{field}' is {value!r}; text was expected")
+    return str(value)
+
+
+def _two_outputs(record: Record, where: str, want: Want) -> list[dict[str, Any]]:
+    """LLMBar (`output_1`, `output_2`, `label`) and PandaLM (`response1`, `response2`, `annotator1..n`)."""
+    names = ("output_1", "output_2") if "output_1" in record else ("response1", "response2")
+    answers = [_scalar_text(record[name], where, name) for name in names]
+    voters = sorted(key for key in record if re.fullmatch(r"annotator\d+", str(key)))
+    votes = [record[key] for key in voters] if voters else [record.get("label", record.get("preference"))]
+    if not all(str(vote) in ("0", "1", "2") for vote in votes):
+        raise DataError(f"{where}: the verdict is {votes}; 1, 2 or 0 (tie) was expected")
+    winner = majority([int(vote) for vote in votes])
+    gone = {"instruction", "input", "label", "preference", *names, *voters}
+    rest = {k: v for k, v in record.items() if k not in gone}
+    if voters:
+        rest["votes"] = [int(vote) for vote in votes]
+    return [_judged(rest, instruction(record), answers, winner, want)]
+
+
+def _judgebench(record: Record, where: str, want: Want) -> list[dict[str, Any]]:
+    label = str(record["label"]).replace(" ", "")
+    if label not in ("A>B", "B>A", "A=B"):
+        raise DataError(f"{where}: 'label' is {record['label']!r}; 'A>B' or 'B>A' was expected")
+    rest = {k: v for k, v in record.items() if k not in ("question", "response_A", "response_B", "label")}
+    rest.setdefault("id", record.get("pair_id"))
+    rest["subset"] = str(record.get("source", "")).partition("-")[0]
+    winner = {"A>B": 1, "B>A": 2, "A=B": 0}[label]
+    return [_judged(rest, record["question"], [record["response_A"], record["response_B"]], winner, want)]
+
+
+def _many_models(record: Record, where: str, want: Want) -> list[dict[str, Any]]:
+    """Self-instruct's human evaluation: one instruction, `responses` by model. Every pair of differing answers."""
+    rest = {k: v for k, v in record.items() if k not in ("instruction", "input", "responses", "reference")}
+    name = record.get("id", where)
+    answers = [(model, text.strip()) for model, text in sorted(record["responses"].items()) if isinstance(text, str)]
+    out = []
+    different = list({text: (model, text) for model, text in reversed(answers) if text}.values())[::-1]
+    for (left, first), (right, second) in itertools.combinations(different, 2):
+        pair = [(left, first), (right, second)]
+        if coin(0, name, left, right):
+            pair.reverse()
+        out.append(
+            {
+                **rest,
+                "id": f"{name}/{left}+{right}",
+                "prompt": user(instruction(record)),
+                "responses": [assistant(text) for _, text in pair],
+                "models": [model for model, _ in pair],
+            }
+        )
+    if not out:
+        raise Drop("fewer than two different answers")
+    return out
+
+
+def _persona(record: Record, where: str, want: Want) -> list[dict[str, Any]]:
+    names = ("answer_matching_behavior", "answer_not_matching_behavior")
+    rest = {k: v for k, v in record.items() if k not in ("question", *names)}
+    return [{**rest, **_pair(record["question"], record[names[0]].strip(), record[names[1]].strip())}]
+
+
+def _qa_feedback(record: Record, where: str, want: Want) -> list[dict[str, Any]]:
+    """Four answers and six verdicts, for the pairs (1,2) (1,3) (1,4) (2,3) (2,4) (3,4)."""
+    answers, verdicts = record["predictions"], record["preference"]
+    pairs = list(itertools.combinations(range(len(answers)), 2))
+    if len(pairs) != len(verdicts):
+        raise DataError(f"{where}: {len(answers)} 'predictions' need {len(pairs)} verdicts, found {len(verdicts)}")
+    passages = "\n\n".join(text for _, text in record.get("passages") or [])
+    prompt = f"{passages}\n\n{record['question']}" if passages else record["question"]
+    name = record.get("id", record.get("src_row", where))
+    out: list[dict[str, Any]] = []
+    for (i, j), verdict in zip(pairs, verdicts, strict=True):
+        rest = {"id": f"{name}/{i + 1}-{j + 1}", "group": str(name)}
+        try:
+            out.append(_judged(rest, prompt, [answers[i], answers[j]], int(verdict), want))
+        except Drop as drop:
+            out.append({"_drop": str(drop), **rest})
+    return out
+
+
+def _matrix(record: Record, where: str, want: Want) -> list[dict[str, Any]]:
+    """RM-Bench and RewardBench 2: lists of chosen and rejected answers, one row per cell."""
+    rest = {k: v for k, v in record.items() if k not in ("prompt", "chosen", "rejected")}
+    name = record.get("id", where)
+    rest.setdefault("subset", record.get("domain"))
+    cells = itertools.product(enumerate(record["chosen"]), enumerate(record["rejected"]))
+    return [
+        {**rest, "id": f"{name}/{i}-{j}", "group": str(name), "matrix_id": f"{i}-{j}", **_pair(record["prompt"], c, r)}
+        for (i, c), (j, r) in cells
+    ]
+
+
+def _turn(message: Record) -> Message:
+    if "from" in message:
+        role = str(message["from"])
+        return {"role": SHAREGPT_ROLES.get(role, role), "content": message.get("value")}
+    return dict(message)
+
+
+def _sharegpt(record: Record, where: str, want: Want) -> list[dict[str, Any]]:
+    """LLaMA-Factory's sharegpt: `conversations` (or `messages`) with a ranked pair, a KTO label, or alone."""
+    name = "conversations" if "conversations" in record else "messages"
+    turns = record[name]
+    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
+        raise DataError(f"{where}: '{name}' is no list of turns")
+    turns = [_turn(turn) for turn in turns]
+    rest = {k: v for k, v in record.items() if k not in (name, "system", "chosen", "rejected", "kto_tag", "label")}
+    if isinstance(record.get("system"), str) and record["system"]:
+        turns.insert(0, {"role": "system", "content": record["system"]})
+    if "chosen" in record:
+        return [{**rest, "prompt": turns, "chosen": [_turn(record["chosen"])], "rejected": [_turn(record["rejected"])]}]
+    label = record.get("kto_tag", record.get("label"))
+    if label is not None:
+        return [{**rest, "prompt": turns[:-1], "completion": turns[-1:], "label": label}]
+    return [{**rest, "messages": turns}]
+
+
+def _alpaca(record: Record, where: str, want: Want) -> list[dict[str, Any]]:
+    """LLaMA-Factory's alpaca: `instruction`, `input` and `output`, a ranked pair, or a `kto_tag`."""
+    gone = ("instruction", "input", "output", "chosen", "rejected", "kto_tag", "history", "system")
+    rest = {k: v for k, v in record.items() if k not in gone}
+    prompt: list[Message] = []
+    if record.get("system"):
+        prompt.append({"role": "system", "content": record["system"]})
+    for question, answer in record.get("history") or []:
+        prompt += user(question) + assistant(answer)
+    prompt += user(instruction(record))
+    if "chosen" in record:
+        chosen, rejected = assistant(record["chosen"]), assistant(record["rejected"])
+        return [{**rest, "prompt": prompt, "chosen": chosen, "rejected": rejected}]
+    answer = {"prompt": prompt, "completion": assistant(record["output"])}
+    return [{**rest, **answer, **({} if record.get("kto_tag") is None else {"label": record["kto_tag"]})}]
+
+
+def _rewardbench(record: Record, where: str, want: Want) -> list[dict[str, Any]]:
+    return [{**record, **_pair(record["prompt"], record["chosen"], record["rejected"])}]
+
+
+def _is_text(record: Record, *names: str) -> bool:
+    return all(isinstance(record.get(name), str) for name in names)
+
+
+def _has(record: Record, *names: str) -> bool:
+    return all(record.get(name) is not None for name in names)
+
+
+def _is_marked(value: Any) -> bool:
+    return isinstance(value, str) and START.format("A") in value
+
+
+def _is_sharegpt(record: Record) -> bool:
+    if "conversations" in record:
+        return True
+    judged = isinstance(record.get("chosen"), Mapping) or record.get("kto_tag", record.get("label")) is not None
+    return isinstance(record.get("messages"), list) and judged and "completion" not in record
+
+
+FORMATS: tuple[tuple[str, Callable[[Record], bool], Callable[[Record, str, Want], list[dict[str, Any]]]], ...] = (
+    ("hh", lambda r: _is_text(r, "chosen", "rejected") and "prompt" not in r
+     and all(re.match(r"\s*\n\nHuman:", r[n]) for n in ("chosen", "rejected")), _hh),
+    ("gram pre-training", lambda r: _is_text(r, "instruction", "output") and _is_marked(r["output"]), _gram_unlabelled),
+    ("gram fine-tuning", lambda r: _is_text(r, "instruction", "output") and r["output"].strip() in ("A", "B")
+     and _is_marked(instruction(r)), _gram_labelled),
+    ("llmbar", lambda r: _has(r, "output_1", "output_2"), _two_outputs),
+    ("pandalm", lambda r: _has(r, "response1", "response2"), _two_outputs),
+    ("judgebench", lambda r: _has(r, "question", "response_A", "response_B", "label"), _judgebench),
+    ("self-instruct", lambda r: _has(r, "instruction") and isinstance(r.get("responses"), Mapping), _many_models),
+    ("persona", lambda r: _is_text(r, "question", "answer_matching_behavior", "answer_not_matching_behavior"),
+     _persona),
+    ("qa-feedback", lambda r: isinstance(r.get("predictions"), list) and isinstance(r.get("preference"), list),
+     _qa_feedback),
+    ("matrix", lambda r: isinstance(r.get("prompt"), str) and all(
+        isinstance(r.get(n), list) and r[n] and all(isinstance(x, str) for x in r[n]) for n in ("chosen", "rejected")),
+     _matrix),
+    ("rewardbench", lambda r: _is_text(r, "prompt", "chosen", "rejected", "chosen_model"), _rewardbench),
+    ("sharegpt", _is_sharegpt, _sharegpt),
+    ("alpaca", lambda r: _is_text(r, "instruction") and (_is_text(r, "output") or _is_text(r, "chosen", "rejected")),
+     _alpaca),
+)  # fmt: skip
+"""(name, test, reader), tried in this order; the first that fits reads the record."""
+
+
+def adapt(record: Record, where: str, want: Want = (PREFERENCE,)) -> tuple[str, list[dict[str, Any]]]:
+    """(format name, rows with TRL names) for one record; ("trl", [record]) if it is no foreign shape.
+
+    `want` lists the row types that the caller can use, best first: it decides what becomes of a tie. Raises Drop for a
+    record without a usable row, DataError for one that is broken. A row `{"_drop": reason}` is one dropped pair of a
+    record with several.
+    """
+    for name, fits, read in FORMATS:
+        if fits(record):
+            return name, read(record, where, tuple(want))
+    return "trl", [dict(record)]

@@ -1,0 +1,275 @@
+"""From a source (file, folder or recipe) to rows of the type that a job wants, with every loss counted."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from gramjax.core import plugins
+from gramjax.core.config import DataSection
+from gramjax.core.errors import DataError, UserError
+from gramjax.data import formats, records
+from gramjax.data import rows as row_types
+from gramjax.data.rows import Drop, Tally
+
+DUPLICATE = "duplicate row"
+
+
+@dataclasses.dataclass
+class Rows:
+    """What was read: usable rows (plain dicts with `id`), their type, and what happened to the others."""
+
+    rows: list[dict[str, Any]]
+    type: str
+    dropped: Tally
+    """Rows that were not kept, by reason."""
+    notes: Tally
+    """Rows that were kept but are worth knowing about (duplicates)."""
+    files: list[dict[str, Any]]
+    """Name, size and sha256 of every file (for a recipe: its name, split, seed and size)."""
+    format: str = "trl"
+    records: int = 0
+    """Records in the source; one record can give several rows."""
+
+    @property
+    def total(self) -> int:
+        """Usable and dropped rows together."""
+        return len(self.rows) + self.dropped.total
+
+
+def _recipe(source: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of `recipe:NAME[:SPLIT[:SIZE]]`."""
+    _, name, *rest = source.split(":")
+    if len(rest) > 2 or (len(rest) == 2 and not rest[1].isdigit()):
+        raise UserError(f"{source!r}: write recipe:NAME, recipe:NAME:SPLIT or recipe:NAME:SPLIT:SIZE")
+    module = plugins.load("data/recipes", name)
+    split = rest[0] if rest else "train"
+    if split not in module.SPLITS:
+        raise UserError(f"{source!r}: no split {split!r} (there are: {', '.join(module.SPLITS)})")
+    size = int(rest[1]) if len(rest) == 2 else module.SPLITS[split]
+    facts = {"name": f"recipe:{name}:{split}", "size": size, "sha256": module.VERSION}
+    return module.rows(split=split, size=size), facts
+
+
+def _items(source: str) -> tuple[Iterator[records.Item], list[dict[str, Any]]]:
+    if source.startswith("recipe:"):
+        made, facts = _recipe(source)
+        name = facts["name"].removeprefix("recipe:")
+        return ((f"{name} row {index + 1}", row) for index, row in enumerate(made)), [facts]
+    files = records.files_of(source)
+    return records.read(source), [records.fingerprint(path) for path in files]
+
+
+def _stem(source: str) -> str:
+    """The part of made-up ids that names the source: `my` for `data/my.jsonl.gz`."""
+    if source.startswith("recipe:"):
+        return "-".join(source.split(":")[1:])
+    return Path(source.rstrip("/")).name.split(".")[0] or "row"
+
+
+def renames(section: DataSection) -> dict[str, str]:
+    """`config.data.rename` as a dict. Raises UserError for an entry without a colon."""
+    out = {}
+    for entry in section.rename:
+        old, colon, new = entry.partition(":")
+        if not (old and colon and new):
+            raise UserError(f"config.data.rename: {entry!r} is not of the form 'old:new'")
+        out[old] = new
+    return out
+
+
+def _renamed(record: dict[str, Any], names: dict[str, str], where: str) -> dict[str, Any]:
+    if not names:
+        return record
+    out = {key: value for key, value in record.items() if key not in names}
+    for old, new in names.items():
+        if old in record:
+            if new in out:
+                raise DataError(f"{where}: cannot rename '{old}' to '{new}', which is there already")
+            out[new] = record[old]
+    return out
+
+
+def _lift(row: dict[str, Any]) -> dict[str, Any]:
+    """verl's `reward_model.ground_truth` as a column of its own."""
+    model = row.get("reward_model")
+    if isinstance(model, dict) and "ground_truth" in model and "ground_truth" not in row:
+        return {**row, "ground_truth": model["ground_truth"]}
+    return row
+
+
+def read(source: str, section: DataSection | None = None, want: str | Sequence[str] = "") -> Rows:
+    """Read one source.
+
+    `want` names the row type or types that the caller can use, best first; empty: whatever the file holds. Rows of
+    another type are converted where that loses nothing that was asked for (a preference pair is also an unlabelled
+    pair). Raises DataError naming file and row for a row that cannot be read (counted instead under
+    `on_bad_row="skip"`), and when nothing usable remains.
+    """
+    section = section or DataSection()
+    if section.on_bad_row not in ("raise", "skip"):
+        raise UserError(f"config.data.on_bad_row is {section.on_bad_row!r}; 'raise' or 'skip'")
+    wanted = (want,) if isinstance(want, str) and want else tuple(want)
+    if unknown := [kind for kind in wanted if kind not in row_types.NEEDS]:
+        raise UserError(f"no row type {unknown[0]!r} (there are: {', '.join(row_types.NEEDS)})")
+    names = renames(section)
+    items, files = _items(source)
+    state = _Reading(_stem(source), wanted, names, section)
+    for where, record in items:
+        if section.limit and len(state.out.rows) >= section.limit:
+            break
+        state.take(where, record)
+    state.out.files = files
+    if not state.out.records:
+        raise DataError(f"{source}: 0 records")
+    if not state.out.rows:
+        raise DataError(nothing_usable(source, state.out))
+    if section.limit:
+        del state.out.rows[section.limit :]
+    return state.out
+
+
+def nothing_usable(source: str, found: Rows) -> str:
+    """The message for a source of which no row can be used."""
+    reasons = ", ".join(f"{count:,} {reason}" for reason, (count, _) in found.dropped.items())
+    first = next(iter(found.dropped.values()), (0, ""))[1]
+    return f"{source}: 0 of {found.total:,} rows usable: {reasons} (first: {first})"
+
+
+class _Reading:
+    """The state of reading one source: what was seen so far."""
+
+    def __init__(self, stem: str, wanted: tuple[str, ...], names: dict[str, str], section: DataSection) -> None:
+        self.stem, self.wanted, self.names, self.section = stem, wanted, names, section
+        self.out = Rows([], "", Tally(), Tally(), [])
+        self.ids: dict[str, str] = {}
+        self.seen: set[str] = set()
+        self.detected = ""
+        self.began = ""
+
+    def take(self, where: str, record: "dict[str, Any] | records.BadRecord") -> None:
+        """Read one record; a bad one is raised or counted."""
+        self.out.records += 1
+        if isinstance(record, records.BadRecord):
+            self._bad(record.args[0], where, f"{where}: {record.detail}")
+            return
+        try:
+            name, made = formats.adapt(_renamed(record, self.names, where), where, self.wanted)
+        except Drop as drop:
+            self.out.dropped.add(drop.args[0], where)
+            return
+        except DataError as error:
+            self._bad("unreadable row", where, str(error))
+            return
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            self._bad("unreadable row", where, f"{where}: not what its columns promise ({error!r})")
+            return
+        self.out.format = name if self.out.records == 1 else self.out.format
+        number = where.rpartition(" ")[2]
+        keep = self.section.pairs_per_record
+        if keep and len(made) > keep:
+            made = [made[i] for i in sorted(draw(0, len(made), keep, self.stem, number))]
+        for part, row in enumerate(made):
+            self._row(_lift(row), where, number if len(made) == 1 else f"{number}.{part + 1}")
+
+    def _bad(self, reason: str, where: str, message: str) -> None:
+        if self.section.on_bad_row == "raise":
+            raise DataError(message)
+        self.out.dropped.add(reason, where)
+
+    def _row(self, row: dict[str, Any], where: str, number: str) -> None:
+        if "_drop" in row:
+            self.out.dropped.add(row["_drop"], where)
+            return
+        given = row.get("id")
+        row = {**row, "id": f"{self.stem}-{number}" if given is None else str(given)}
+        try:
+            row = self._checked(row, where, given is None)
+        except Drop as drop:
+            self.out.dropped.add(drop.args[0], where)
+            return
+        except DataError as error:
+            self._bad("unusable row", where, str(error))
+            return
+        if row["id"] in self.ids:
+            message = f"{where}: the id {row['id']!r} was used before, by {self.ids[row['id']]}; ids must be unique"
+            self._bad("duplicate id", where, message)
+            return
+        self.ids[row["id"]] = where
+        content = json.dumps({k: v for k, v in row.items() if k in _CONTENT}, sort_keys=True, default=str)
+        if content in self.seen:
+            self.out.notes.add(DUPLICATE, where)
+        self.seen.add(content)
+        self.out.rows.append(row)
+
+    def _checked(self, row: dict[str, Any], where: str, numbered: bool) -> dict[str, Any]:
+        shown = {key: value for key, value in row.items() if not (numbered and key == "id")}
+        try:
+            kind = row_types.detect(shown, where)
+        except DataError as error:
+            if "fits both" in str(error):
+                raise
+            raise row_types.missing(shown, where, self.wanted[:1]) from None
+        if not self.detected:
+            self.detected, self.began = kind, where
+        elif kind != self.detected and not (self.wanted and kind in self.wanted):
+            raise DataError(f"{where}: has {row_types.columns(shown)} ({kind}), but {self.began} is {self.detected}")
+        row = row_types.normalise(row, kind, where)
+        for target in self.wanted or (kind,):
+            made = row_types.converted(row, kind, target)
+            if made is not None and (not self.out.type or target == self.out.type):
+                self.out.type = target
+                return made
+        raise row_types.missing(shown, where, self.wanted[:1])
+
+
+def draw(seed: int, count: int, keep: int, *parts: Any) -> list[int]:
+    """`keep` of `range(count)`, chosen by the arguments only (the same on every machine)."""
+    return sorted(range(count), key=lambda i: row_types.digest(seed, *parts, i))[:keep]
+
+
+def read_all(sources: Sequence[str], section: DataSection | None = None, want: str | Sequence[str] = "") -> Rows:
+    """Read several sources as one, in order; all must give the same row type.
+
+    Sources with the same file name number their rows by folder and file name. Raises like `read`, and DataError for an
+    id that two sources use.
+    """
+    if not sources:
+        raise UserError("no data source; set config.data.train")
+    found = [read(source, section, want) for source in sources]
+    stems = [_stem(source) for source in sources]
+    first = found[0]
+    out = Rows([], first.type, Tally(), Tally(), [], first.format)
+    owners: dict[str, str] = {}
+    for source, stem, part in zip(sources, stems, found, strict=True):
+        if part.type != first.type:
+            raise DataError(f"{source} holds {part.type} rows, but {sources[0]} holds {first.type} rows")
+        prefix = f"{Path(source).resolve().parent.name}/" if stems.count(stem) > 1 and ":" not in source else ""
+        for row in part.rows:
+            if prefix and row["id"].startswith(f"{stem}-"):
+                row["id"] = prefix + row["id"]
+            if row["id"] in owners:
+                raise DataError(
+                    f"{source}: the id {row['id']!r} is also used in {owners[row['id']]}; ids must be unique"
+                )
+            owners[row["id"]] = source
+        out.rows += part.rows
+        out.dropped.merge(part.dropped)
+        out.notes.merge(part.notes)
+        out.files += part.files
+        out.records += part.records
+    return out
+
+
+def overlap(train: Sequence[dict[str, Any]], valid: Sequence[dict[str, Any]]) -> int:
+    """How many validation rows have a prompt that training rows have too (a leak, unless it is meant)."""
+
+    def key(row: dict[str, Any]) -> str:
+        return json.dumps(row.get("prompt", row.get("messages", row.get("text"))), sort_keys=True, default=str)
+
+    known = {key(row) for row in train}
+    return sum(key(row) in known for row in valid)
+
+
+_CONTENT = ("prompt", "chosen", "rejected", "completion", "label", "responses", "messages", "text", "completions")
