@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
 
 from gramjax.checkpoint import folder as folders
 from gramjax.checkpoint import hf_config, json_file, shards, tables
 from gramjax.checkpoint.hf_config import check_vocab, read_config
+from gramjax.checkpoint.loaded import Loaded, initialised, is_fresh, placement
 from gramjax.checkpoint.shards import listing
 from gramjax.core import spec, tree
 from gramjax.core.errors import DataError, UserError
@@ -27,17 +27,6 @@ __all__ = ["Loaded", "check_vocab", "load_params", "read_config", "save"]
 
 MAX_SHARD_BYTES = 5 * 2**30
 EMBED, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
-
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-    """Parameters from a file, and what a reader should know about them."""
-
-    params: dict[str, Any]
-    fresh: tuple[str, ...] = ()
-    """Paths that were not in the file and got initial values."""
-    notes: tuple[str, ...] = ()
-    """One line each: what was left out, initialised or padded."""
 
 
 def load_params(
@@ -73,7 +62,7 @@ def load_params(
     _check_names(folder, found, wanted, [table[path] for path in absent if path not in new], padded)
 
     flat_specs = tree.flatten(specs, is_leaf=spec.is_spec)
-    places, dtypes = leaf_placement(flat_specs, shardings, dtype)
+    places, dtypes = placement(flat_specs, shardings, dtype)
     flat: dict[str, Any] = {}
     with shards.reader(found) as read:
         for name, row in wanted.items():
@@ -84,31 +73,9 @@ def load_params(
                 notes.append(f"{row.path}: rows {rows} to {row.hf_shape[0] - 1} are new, set to the mean of the others")
         if LM_HEAD in found and config.tie_word_embeddings:
             _check_tied(read, found, folder)
-    flat.update(init_fresh(flat_specs, new, places, dtypes, key))
+    flat.update(initialised(flat_specs, new, places, dtypes, key))
     notes += [f"{path} is not in {folder}: initialised" for path in sorted(new)]
     return Loaded(tree.unflatten(dict(sorted(flat.items()))), tuple(sorted(new)), tuple(notes))
-
-
-def is_fresh(path: str, fresh: Collection[str]) -> bool:
-    """Whether a path is, or lies under, one of the names."""
-    return any(path == name or path.startswith(name + "/") for name in fresh)
-
-
-def leaf_placement(specs: Mapping[str, spec.Spec], shardings: Any, dtype: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Sharding and dtype of every leaf, by path."""
-    one = SingleDeviceSharding(jax.devices()[0])
-    places = dict.fromkeys(specs, one) if shardings is None else tree.flatten(shardings)
-    dtypes = tree.flatten(dtype) if isinstance(dtype, Mapping) else dict.fromkeys(specs, dtype)
-    return places, dtypes
-
-
-def init_fresh(
-    specs: Mapping[str, spec.Spec], paths: Collection[str], places: Mapping[str, Any], dtypes: Mapping[str, Any], key: Any
-) -> dict[str, jax.Array]:
-    """Initial values of the given paths, on their shardings."""
-    if paths and key is None:
-        raise ValueError("a key is needed to initialise " + listing(sorted(paths)))
-    return {p: jax.device_put(spec.init_leaf(specs[p], key, p, dtypes[p]), places[p]) for p in sorted(paths)}
 
 
 def _leave_out(

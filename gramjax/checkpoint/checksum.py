@@ -1,0 +1,41 @@
+"""A checksum of an array that does not depend on how the array lies on devices, and is computed where it lies.
+
+Every element is mixed with its position and the results are added modulo 2^32, which is exact in any order: shards,
+devices and processes give one number, at the speed of the memory, with nothing gathered on the host. A change inside
+one element always shows, any other change but for one case in 2^64.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """A bijection of 32-bit words that spreads every bit (the finaliser of MurmurHash3)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+@jax.jit
+def _sums(array: jax.Array) -> jax.Array:
+    if array.dtype == jnp.bool_:
+        array = array.astype(jnp.uint8)
+    words = jax.lax.bitcast_convert_type(array, WORDS[array.dtype.itemsize]).astype(jnp.uint32)
+    place, stride = jnp.ones(words.shape, jnp.uint32), 1
+    for axis in reversed(range(words.ndim)):
+        place += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= words.shape[axis]
+    mixed = _mix(words ^ (place * jnp.uint32(0x9E3779B9)))
+    return jnp.stack([jnp.sum(mixed, dtype=jnp.uint32), jnp.sum(mixed * (2 * place + 1), dtype=jnp.uint32)])
+
+
+def checksums(leaves: Mapping[str, jax.Array]) -> dict[str, str]:
+    """16 hexadecimal digits per leaf: the same for the same values and dtype on any sharding."""
+    sums: dict[str, Any] = {name: _sums(leaf) for name, leaf in leaves.items()}
+    return {name: "".join(f"{int(word):08x}" for word in np.asarray(value)) for name, value in sums.items()}

@@ -1,0 +1,170 @@
+"""Where weights come from: a run folder, a Hugging Face folder or a llama2.c file, seen through one record."""
+
+import dataclasses
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gramjax.checkpoint import folder as folders
+from gramjax.checkpoint import huggingface, llama2c, manifest, shards, state, tables
+from gramjax.checkpoint.loaded import Loaded, initialised, is_fresh, placement
+from gramjax.core import spec, tree
+from gramjax.core.config import section
+from gramjax.core.errors import DataError, UserError
+from gramjax.models.decoder import Config
+
+REFUSED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack", ".gguf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Weights that can be loaded, and the architecture they are for."""
+
+    kind: str
+    """`run`, `huggingface` or `llama2c`."""
+    path: Path
+    config: Config
+    step: int | None = None
+    """Of a run: the step asked for; None: the newest that verifies."""
+    tokenizer: str = ""
+    """Folder with the tokenizer of these weights; empty when there is none."""
+    fresh: tuple[str, ...] = ()
+    """Paths that still hold initial values there."""
+
+    def load(
+        self,
+        specs: Any,
+        shardings: Any = None,
+        dtype: Any = jnp.float32,
+        fresh: Collection[str] = (),
+        key: jax.Array | None = None,
+        pad_vocab: bool = False,
+    ) -> Loaded:
+        """Parameters for `specs`, put on `shardings` in `dtype` (both may be trees) one leaf or group at a time.
+
+        `fresh` names heads that may be absent and then start from `key` (see `huggingface.load_params`). Heads that
+        `specs` do not want are left out with a note. Raises UserError or DataError naming every other difference.
+        """
+        if self.kind == "huggingface":
+            return huggingface.load_params(self.path, specs, self.config, shardings, dtype, fresh, key, pad_vocab)
+        flat = tree.flatten(specs, is_leaf=spec.is_spec)
+        places, dtypes = placement(flat, shardings, dtype)
+        if self.kind == "run":
+            have = _saved_paths(self.path, self.step)
+            params: dict[str, Any] = {}
+        else:
+            params = tree.flatten(llama2c.read(self.path)[1])
+            have = set(params)
+        new = {path for path in flat if path not in have and path in tables.HEAD_OF and is_fresh(path, fresh)}
+        unused = have - set(flat)
+        if strangers := sorted(path for path in unused if path not in tables.HEAD_OF):
+            raise UserError(f"{self.path} holds {shards.listing(strangers)}, which this model does not have")
+        notes = [f"{path} of {self.path} is a head that is not used here: left out" for path in sorted(unused)]
+        notes += [f"{path} is not in {self.path}: initialised" for path in sorted(new)]
+        rest = {path: leaf for path, leaf in flat.items() if path not in new}
+        if self.kind == "run":
+            abstract = {p: jax.ShapeDtypeStruct(s.shape, dtypes[p], sharding=places[p]) for p, s in rest.items()}
+            params = tree.flatten(state.restore_params(self.path, tree.unflatten(abstract), self.step, notes.append))
+        else:
+            _check_shapes(self.path, params, rest)
+            params = {p: jax.device_put(params[p].astype(jnp.dtype(dtypes[p])), places[p]) for p in rest}
+        params.update(initialised(flat, new, places, dtypes, key))
+        return Loaded(tree.unflatten(dict(sorted(params.items()))), tuple(sorted(new)), tuple(notes))
+
+
+def _saved_paths(run: Path, step: int | None) -> set[str]:
+    """Paths of the parameters in the newest step that has a whole manifest."""
+    problems = []
+    for candidate in state.choose(run, step):
+        try:
+            leaves = manifest.read(run / state.FOLDER / str(candidate)).leaves
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        return {name.removeprefix("params/") for name in leaves if name.startswith("params/")}
+    raise DataError(f"{run}: no checkpoint can be restored; " + "; ".join(problems))
+
+
+def _check_shapes(path: Path, params: dict[str, Any], wanted: dict[str, Any]) -> None:
+    missing = [p for p in wanted if p not in params]
+    wrong = [
+        f"{p} is {list(params[p].shape)}, expected {list(s.shape)}"
+        for p, s in wanted.items()
+        if p in params and params[p].shape != s.shape
+    ]
+    if missing or wrong:
+        raise DataError(
+            f"{path} does not hold this model; missing: {shards.listing(missing)}; misshapen: {shards.listing(wrong)}"
+        )
+
+
+def open_source(path: str | Path, step: int | None = None) -> Source:
+    """Say what stands at `path` and which architecture it is for; reads no weights.
+
+    Raises UserError for a path that is absent or is something else (a step folder, an adapter, a pickle), saying
+    what to give instead, and DataError for damaged files.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise UserError(
+            f"offline: {path} not found locally. Copy the model folder and pass its path; gramjax never needs the hub"
+        )
+    if path.is_file():
+        _no_step(path, step)
+        return _open_file(path)
+    if (path / state.FOLDER).is_dir():
+        return _open_run(path, step)
+    if path.name == state.FOLDER and any(p.name.isdigit() for p in path.iterdir()):
+        raise UserError(f"{path} is the checkpoint folder of a run: give {path.parent}")
+    if (path / "state").is_dir() or (path / state.COMMITTED).exists() or (path / "manifest" / "metadata").exists():
+        known = ", ".join(map(str, state.steps_of(path.parent.parent))) or "none"
+        raise UserError(f"{path} is one step of a run (steps there: {known}): give {path.parent.parent} and --step={path.name}")
+    if (path / "adapter_config.json").exists():
+        raise UserError(f"{path} is an adapter (LoRA), not a model: merge it into its model first")
+    if (path / "config.json").exists():
+        _no_step(path, step)
+        config = huggingface.read_config(path)
+        shards.files(path)
+        return Source("huggingface", path, config, tokenizer=_tokenizer(path))
+    if (path / shards.SINGLE).exists() or (path / shards.INDEX).exists():
+        raise UserError(f"{path} has weights but no config.json: copy the whole folder of the model")
+    shards.files(path)  # says what is wrong with a folder of pickles, or that there are no weights
+    raise UserError(f"{path} is neither a run folder nor a Hugging Face folder: no config.json, no checkpoints")
+
+
+def _no_step(path: Path, step: int | None) -> None:
+    if step is not None:
+        raise UserError(f"--step={step}: {path} is no run folder, it has no steps")
+
+
+def _tokenizer(path: Path) -> str:
+    return str(path) if any((path / name).is_file() for name in folders.TOKENIZER_FILES) else ""
+
+
+def _open_file(path: Path) -> Source:
+    if path.suffix == ".safetensors":
+        raise UserError(f"{path} is one file of a model: give the folder, which has config.json too")
+    if path.suffix == ".bin":
+        return Source("llama2c", path, llama2c.read_config(path))
+    if path.suffix in REFUSED:
+        raise UserError(f"{path}: {path.suffix} files are not read (pickles can run code); convert to safetensors first")
+    raise UserError(f"{path} is no model: give a run folder, a Hugging Face folder, or a llama2.c .bin file")
+
+
+def _open_run(path: Path, step: int | None) -> Source:
+    problems = []
+    for candidate in state.choose(path, step):
+        try:
+            meta = manifest.read(path / state.FOLDER / str(candidate)).meta
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        if not isinstance(meta.get("model"), dict):
+            raise DataError(f"{path}: checkpoint {candidate} does not say which model it is of")
+        config = section(meta["model"], Config, "model.arch")
+        tokenizer = _tokenizer(path / "tokenizer")
+        return Source("run", path, config, step, tokenizer, tuple(meta.get("fresh", ())))
+    raise DataError(f"{path}: no checkpoint can be read; " + "; ".join(problems))

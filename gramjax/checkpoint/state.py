@@ -1,0 +1,321 @@
+"""Checkpoints of a run: Orbax for the arrays; around it what Orbax does not promise.
+
+Orbax restores a flipped byte, another dtype and an absent key without a word, and offers steps that were never
+committed. Here every step carries a manifest (`manifest.py`) that restore compares and verifies; a step that fails is
+put aside, the one before is used, and this is said.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from gramjax.checkpoint import json_file, manifest
+from gramjax.checkpoint.checksum import checksums
+from gramjax.checkpoint.lock import RunLock
+from gramjax.core import tree
+from gramjax.core.errors import DataError, UserError
+
+__all__ = ["Checkpoints", "Restored", "RunLock", "read_run", "restore_params", "steps_of", "verify"]
+
+FOLDER, REFUSED, COMMITTED = "checkpoints", "checkpoints-refused", "commit_success.txt"
+GROUP_BYTES = 2**30
+"""Leaves are restored, verified and cast in groups of about this size."""
+
+
+class Restored(NamedTuple):
+    """What a checkpoint gives back."""
+
+    step: int
+    state: Any
+    data_state: dict[str, Any]
+    meta: dict[str, Any]
+
+
+def steps_of(workdir: str | Path) -> list[int]:
+    """Committed steps of a run folder, ascending, as they are on disk now."""
+    folder = Path(workdir) / FOLDER
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / COMMITTED).exists())
+
+
+def read_run(workdir: str | Path) -> dict[str, Any]:
+    """The saved `config.json` of a run folder; raises UserError where there is none."""
+    path = Path(workdir) / "config.json"
+    return json_file.read(path, lambda: UserError(f"{workdir} is no run folder: no config.json there"))
+
+
+def choose(workdir: str | Path, step: int | None) -> list[int]:
+    """Steps to try, newest first, or the one asked for; raises UserError that says which steps exist."""
+    known = steps_of(workdir)
+    if step is not None and step not in known:
+        raise UserError(f"{workdir} has no checkpoint of step {step} (there are: {', '.join(map(str, known)) or 'none'})")
+    if not known:
+        raise UserError(f"{workdir} holds no complete checkpoint")
+    return [step] if step is not None else known[::-1]
+
+
+def read_leaves(folder: Path, record: manifest.Manifest, wanted: Mapping[str, Any]) -> Iterator[tuple[str, jax.Array]]:
+    """Verified leaves of one step in the dtype they were saved in, on the shardings of `wanted`.
+
+    Raises DataError naming the leaf when one cannot be read or does not have the value that was saved.
+    """
+    group: dict[str, Any] = {}
+    size = 0
+    names = list(wanted)
+    for i, name in enumerate(names):
+        saved = record.leaves[name]
+        place = wanted[name].sharding or SingleDeviceSharding(jax.devices()[0])
+        group[name] = jax.ShapeDtypeStruct(saved.shape, jnp.dtype(saved.dtype), sharding=place)
+        size += int(np.prod(saved.shape)) * group[name].dtype.itemsize
+        if size >= GROUP_BYTES or i == len(names) - 1:
+            leaves = _restore_group(folder, group)
+            for key, total in checksums(leaves).items():
+                if total != record.leaves[key].checksum:
+                    raise DataError(f"{folder}: {key} is damaged (its values are not those that were saved)")
+            yield from leaves.items()
+            group, size = {}, 0
+
+
+def _restore_group(folder: Path, group: dict[str, Any]) -> dict[str, jax.Array]:
+    try:
+        leaves = _orbax_restore(folder, group)
+    except Exception as error:  # Orbax and TensorStore raise KeyError, ValueError, JSONDecodeError and more
+        broken = group
+        if len(group) > 1:
+            broken = {name: leaf for name, leaf in group.items() if not _readable(folder, name, leaf)} or group
+        first = str(error).strip().splitlines()
+        raise DataError(
+            f"{folder}: {manifest.listing(broken)} cannot be read ({type(error).__name__}: {first[0][:200] if first else ''})"
+        ) from error
+    for name, leaf in leaves.items():
+        if not isinstance(leaf, jax.Array) or leaf.shape != group[name].shape or leaf.dtype != group[name].dtype:
+            raise DataError(f"{folder}: {name} is not in the arrays on disk")
+    return leaves
+
+
+def _readable(folder: Path, name: str, leaf: Any) -> bool:
+    try:
+        return isinstance(_orbax_restore(folder, {name: leaf})[name], jax.Array)
+    except Exception:
+        return False
+
+
+def _orbax_restore(folder: Path, group: dict[str, Any]) -> dict[str, Any]:
+    import orbax.checkpoint as ocp
+
+    item = tree.unflatten(group)
+    arguments = ocp.args.PyTreeRestore(
+        item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        restored = tree.flatten(checkpointer.restore((folder / "state").absolute(), args=arguments))
+    return {name: restored[name] for name in group}
+
+
+def verify(workdir: str | Path, step: int) -> list[str]:
+    """Problems of one committed step: empty when every leaf can be read and has the value that was saved."""
+    folder = Path(workdir) / FOLDER / str(step)
+    try:
+        record = manifest.read(folder)
+        abstract = {
+            name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf.dtype)) for name, leaf in record.leaves.items()
+        }
+        for _ in read_leaves(folder, record, abstract):
+            pass
+    except DataError as error:
+        return [str(error)]
+    return []
+
+
+def restore_params(
+    workdir: str | Path, abstract_params: Any, step: int | None = None, log: Callable[[str], None] = print
+) -> Any:
+    """Only the parameters of a run, in the dtypes and shardings of a tree of `ShapeDtypeStruct`.
+
+    The newest step that verifies is used (`log` says which were not), or exactly `step`. Saved leaves that are not
+    asked for are not read. Raises UserError for a leaf that is absent or of another shape, DataError when no step
+    verifies.
+    """
+    wanted = {f"params/{path}": leaf for path, leaf in tree.flatten(abstract_params).items()}
+    problems = []
+    for candidate in choose(workdir, step):
+        folder = Path(workdir) / FOLDER / str(candidate)
+        try:
+            record = manifest.read(folder)
+            manifest.check_leaves(candidate, record.leaves, wanted, all_of_them=False, dtypes=False)
+            flat = {}
+            for name, leaf in read_leaves(folder, record, wanted):
+                flat[name.removeprefix("params/")] = leaf.astype(wanted[name].dtype)
+            for problem in problems:
+                log(f"{problem}; using step {candidate}")
+            return tree.unflatten(flat)
+        except DataError as error:
+            problems.append(str(error))
+    raise DataError(f"{workdir}: no checkpoint can be restored; " + "; ".join(problems))
+
+
+class Checkpoints:
+    """The checkpoints of the run that owns `workdir` (hold its `RunLock`).
+
+    `keep` newest steps stay, and never fewer than one that verifies. `log` receives a line for everything that a
+    person should know; the lines are kept in `notes`.
+    """
+
+    def __init__(self, workdir: str | Path, keep: int = 3, log: Callable[[str], None] = print) -> None:
+        import orbax.checkpoint as ocp
+
+        if keep < 1:
+            raise UserError(f"config.train.keep is {keep}; keep at least 1 checkpoint")
+        self.workdir, self.keep = Path(workdir), keep
+        self.notes: list[str] = []
+        self._log = log
+        self._verified: set[int] = set()
+        atomicity = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None,  # retention is ours: Orbax would delete a good step for a bad one
+            cleanup_tmp_directories=True,
+            atomicity_options=atomicity,
+            create=True,
+        )
+        (self.workdir / FOLDER).mkdir(parents=True, exist_ok=True)
+        self._manager = ocp.CheckpointManager((self.workdir / FOLDER).absolute(), options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """Committed steps, ascending."""
+        return steps_of(self.workdir)
+
+    def verify(self, step: int) -> list[str]:
+        """Problems of one step; empty when it is whole."""
+        choose(self.workdir, step)
+        problems = verify(self.workdir, step)
+        if not problems:
+            self._verified.add(step)
+        return problems
+
+    def save(self, step: int, state: Any, data_state: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+        """Save in the background: arrays of any pytree, the data state and the run's facts (both JSON).
+
+        The values are those at the call, also when the next step donates the buffers. `meta` should have `model`
+        (the fields of the model config), and may have `data` (fingerprint), `mesh` and others that resume compares.
+        Raises UserError when the step exists or is older than the newest, and for a disk that is full.
+        """
+        import orbax.checkpoint as ocp
+
+        self.wait()
+        self._retain()
+        leaves = {name: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for name, leaf in manifest.named(state).items()}
+        record = manifest.make(leaves, data_state, meta)
+        items = ocp.args.Composite(state=ocp.args.StandardSave(tree.unflatten(leaves)), manifest=ocp.args.JsonSave(record))
+        with self._disk(step):
+            saved = self._manager.save(step, args=items)
+        if not saved:
+            raise UserError(
+                f"checkpoint {step} was not written: {self.workdir} already has the steps "
+                f"{', '.join(map(str, self.steps()))}. Resume from the newest, or use another workdir"
+            )
+
+    def wait(self) -> None:
+        """Wait until the last save is on disk; raises UserError when it failed."""
+        with self._disk(None):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finish the last save and drop old steps."""
+        self.wait()
+        self._retain()
+        self._manager.close()
+
+    def restore(
+        self,
+        step: int | None,
+        abstract_state: Any,
+        expect: Mapping[str, Any] | None = None,
+        strict: bool = False,
+        reset_data: bool = False,
+    ) -> Restored:
+        """The newest step that verifies (or exactly `step`), bit for bit, with the structure of `abstract_state`.
+
+        `abstract_state` is a pytree of `ShapeDtypeStruct` with shardings, of any mesh. `expect` is the `meta` of this
+        run, compared with the saved one (`manifest.check_meta`). Newer steps that fail are moved to
+        `checkpoints-refused` and named in `notes`; with `strict`, or an explicit `step`, they are an error.
+
+        Raises UserError for a step that is absent and for a checkpoint of another model (every leaf with both shapes
+        and dtypes), DataError when nothing verifies.
+        """
+        wanted = manifest.named(abstract_state)
+        problems: list[tuple[int, str]] = []
+        for candidate in choose(self.workdir, step):
+            folder = self.workdir / FOLDER / str(candidate)
+            try:
+                record = manifest.read(folder)
+                notes = manifest.check_meta(candidate, record.meta, expect or {}, reset_data)
+                manifest.check_leaves(candidate, record.leaves, wanted, all_of_them=True, dtypes=True)
+                leaves = dict(read_leaves(folder, record, wanted))
+            except DataError as error:
+                if strict or step is not None:
+                    raise
+                problems.append((candidate, str(error)))
+                continue
+            for bad, problem in problems:
+                self._note(f"checkpoint {bad} is refused ({problem}); using step {candidate}")
+                self._put_aside(bad)
+            for note in notes:
+                self._note(note)
+            self._verified.add(candidate)
+            state = jax.tree.unflatten(jax.tree.structure(abstract_state), [leaves[name] for name in wanted])
+            return Restored(candidate, state, record.data, record.meta)
+        raise DataError(f"{self.workdir}: no checkpoint can be restored; " + "; ".join(text for _, text in problems))
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        self._log(text)
+
+    def _put_aside(self, step: int) -> None:
+        """Move a refused step out of the way of the step that will be saved under its number."""
+        target = self.workdir / REFUSED / str(step)
+        while target.exists():
+            target = target.with_name(target.name + "-again")
+        target.parent.mkdir(exist_ok=True)
+        (self.workdir / FOLDER / str(step)).rename(target)
+        self._manager.reload()
+
+    def _retain(self) -> None:
+        """Delete the oldest steps beyond `keep`, if one of those that stay is known to verify."""
+        steps = self.steps()
+        old, kept = steps[: -self.keep], steps[-self.keep :]
+        if not old:
+            return
+        if not self._verified & set(kept) and not any(not self.verify(step) for step in reversed(kept)):
+            self._note(f"none of the checkpoints {kept} verifies: keeping the older ones too")
+            return
+        for step in old:
+            folder = self.workdir / FOLDER / str(step)
+            (folder / COMMITTED).unlink()  # first: a kill in the middle must not leave half a step that is offered
+            shutil.rmtree(folder, ignore_errors=True)
+            self._verified.discard(step)
+        self._manager.reload()
+
+    @contextlib.contextmanager
+    def _disk(self, step: int | None) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            text = str(error)
+            if any(sign in text for sign in ("No space left", "RESOURCE_EXHAUSTED", "OUT_OF_RANGE", "quota")):
+                what = f"checkpoint {step}" if step is not None else "the last checkpoint"
+                raise UserError(f"{what} was not written: the disk of {self.workdir} is full; older ones are whole") from error
+            raise
