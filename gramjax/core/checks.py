@@ -160,8 +160,30 @@ def finite(value: Any) -> bool:
     return all(math.isfinite(v) for v in values if isinstance(v, float))
 
 
+def merged(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as a plain dict, with the settings that a phase changes."""
+    out = dict(config.items())
+    for name, value in changes.items():
+        both = hasattr(value, "items") and hasattr(out.get(name), "items")
+        out[name] = merged(out[name], value) if both else value
+    return out
+
+
 def problems(config: Mapping[str, Any], verb: str = "train") -> list[str]:
-    """Everything that is wrong with the names, types and ranges of a config; empty when it is usable."""
+    """Everything that is wrong with the names, types and ranges of a config; empty when it is usable.
+
+    Each of `config.phases` is looked at as the config that it makes.
+    """
+    plain = {name: value for name, value in config.items() if name != "phases"}
+    out = problems_of_one(plain, verb)
+    for phase, changes in config.get("phases", {}).items():
+        found = problems_of_one(merged(plain, changes), verb)
+        out += [f"phase {phase}: {problem}" for problem in found if problem not in out]
+    return out
+
+
+def problems_of_one(config: Mapping[str, Any], verb: str) -> list[str]:
+    """`problems` of a config without phases."""
     known = settings(config)
     flat = flatten(config)
     out = [unknown(path, known, verb) for path in flat if path not in known]

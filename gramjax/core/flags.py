@@ -163,12 +163,12 @@ def depth(value: Any) -> int:
 
 def tuples(config: ConfigDict) -> ConfigDict:
     """The config with every list as a tuple: ml_collections cannot override a list."""
-    for name, value in config.items():
+    for name, value in list(config.items()):
         if isinstance(value, ConfigDict):
             tuples(value)
         elif isinstance(value, list):
-            with config.ignore_type():
-                config[name] = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+            del config[name]  # a field that was a list stays one when it is assigned
+            config[name] = tuple(tuple(v) if isinstance(v, list) else v for v in value)
     return config
 
 

@@ -15,7 +15,7 @@ from gramjax.core import checks, runtime
 from gramjax.core.errors import UserError
 
 CONTENTS = ("config.json", "overrides.json", "env.json", "metrics.jsonl", "tb", "checkpoints", "samples", "eval",
-            "plots", "tokenizer", "report.html", "DONE", "wandb")
+            "plots", "tokenizer", "data.json", "report.html", "DONE", "wandb")
 """What a run leaves in its folder; `overwrite` removes exactly these."""
 
 FREE = ("job", "resume", "overwrite", "log", "mesh", "evals", "data.valid", "model.attention", "train.steps",
