@@ -1,12 +1,15 @@
-"""What every test relies on: a CPU, a compilation cache that survives the run, and the folder of real data."""
+"""What every test relies on: a CPU, a compilation cache that survives the run, programs that find this checkout, and
+the folder of real data."""
 
 import os
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parent.parent
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "xla"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -35,7 +35,10 @@ def gather() -> dict[str, Any]:
     an unknown word in XLA_FLAGS ends the process that starts JAX."""
     out = runtime.facts(with_devices=False)
     code = "import json; from gramjax.core import runtime; print(json.dumps(runtime.devices()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+    here = str(Path(runtime.__file__).parents[2])
+    path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
     try:
         out["devices"] = json.loads(done.stdout.strip().splitlines()[-1])
     except (ValueError, IndexError):
