@@ -76,7 +76,9 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> 
         run.network.renderer.tokenizer.save(workdir / "tokenizer")
         saved = checkpoints.Checkpoints(workdir, keep=train_section.keep)
         state, start_step, num_tokens = restore_or_start(run, saved, config)
-        with Writer(workdir, configs.section(config.log, configs.LogSection, "log"), run.total_steps, start_step) as writer:
+        with Writer(
+            workdir, configs.section(config.log, configs.LogSection, "log"), run.total_steps, start_step
+        ) as writer:
             announce(writer, name, run, start_step)
             rows = valid_rows(config)
 
@@ -134,11 +136,17 @@ def announce(writer: Writer, name: str, run: setup.Run, start_step: int) -> None
     """The lines that open a run: sizes, trained share, mesh, data, and what was dropped."""
     model = run.network.model
     trained = sum(
-        s.size for path, s in setup.tree.flatten(model.specs(), is_leaf=spec.is_spec).items() if run.labels[path] == "train"
+        s.size
+        for path, s in setup.tree.flatten(model.specs(), is_leaf=spec.is_spec).items()
+        if run.labels[path] == "train"
     )
     total = spec.count(model.specs())
-    writer.say(f"{name + ': ' if name else ''}{total:,} parameters ({trained:,} trained), mesh {dict(run.network.mesh.shape)}")
-    writer.say(f"{run.data_counts['examples']:,} examples of {run.data_counts['rows']:,} rows, {run.total_steps:,} steps")
+    writer.say(
+        f"{name + ': ' if name else ''}{total:,} parameters ({trained:,} trained), mesh {dict(run.network.mesh.shape)}"
+    )
+    writer.say(
+        f"{run.data_counts['examples']:,} examples of {run.data_counts['rows']:,} rows, {run.total_steps:,} steps"
+    )
     for reason, (count, first) in run.data_counts["dropped"].items():
         writer.say(f"  dropped {count:,}: {reason} (first: {first})")
     if start_step:
@@ -152,7 +160,9 @@ def compile_step(run: setup.Run, state: Any, writer: Writer, started: float) -> 
     memory = compiled.memory_analysis()
     if memory is not None:
         gib = [x / 2**30 for x in (memory.argument_size_in_bytes, memory.temp_size_in_bytes)]
-        writer.say(f"step compiled {time.perf_counter() - started:.1f} s after the start: state and batch {gib[0]:.2f} GiB, temporaries {gib[1]:.2f} GiB per device")
+        writer.say(
+            f"step compiled {time.perf_counter() - started:.1f} s after the start: state and batch {gib[0]:.2f} GiB, temporaries {gib[1]:.2f} GiB per device"
+        )
     return compiled
 
 
@@ -166,7 +176,9 @@ def valid_rows(config: Any) -> list[dict[str, Any]]:
     return setup.read_rows(section.valid, section, ("preference",)).rows
 
 
-def evaluate_all(config: Any, run: setup.Run, params: Any, rows: list[dict[str, Any]], workdir: Path, step: int) -> dict[str, float]:
+def evaluate_all(
+    config: Any, run: setup.Run, params: Any, rows: list[dict[str, Any]], workdir: Path, step: int
+) -> dict[str, float]:
     """Run every eval of the config on the parameters and write their files; returns the numbers."""
     weights = evaluation.pack(run.network.model, params)
     out: dict[str, float] = {}
@@ -174,7 +186,15 @@ def evaluate_all(config: Any, run: setup.Run, params: Any, rows: list[dict[str, 
         module = plugins.load("evals", name)
         eval_config = configs.section(config.evals[name], module.Config, f"evals.{name}")
         results = evaluation.write_eval(
-            name, module, run.network.model, weights, run.network.renderer, rows, eval_config, workdir / "eval", {"step": step}
+            name,
+            module,
+            run.network.model,
+            weights,
+            run.network.renderer,
+            rows,
+            eval_config,
+            workdir / "eval",
+            {"step": step},
         )
         out.update(evaluation.numbers(name, results))
     return out

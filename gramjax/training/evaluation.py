@@ -33,7 +33,13 @@ def write_eval(
     """
     lines: list[str] = []
     found = module.evaluate(
-        model, weights, renderer, rows, config, lambda row: lines.append(json.dumps(row, ensure_ascii=False)), model.mesh
+        model,
+        weights,
+        renderer,
+        rows,
+        config,
+        lambda row: lines.append(json.dumps(row, ensure_ascii=False)),
+        model.mesh,
     )
     results = {**dict(found), **(facts or {})}
     if jax.process_index() == 0:
@@ -45,5 +51,7 @@ def write_eval(
 
 def numbers(name: str, results: Mapping[str, Any]) -> dict[str, float]:
     """The plain numbers of the results, as metrics `eval/NAME/KEY`."""
-    plain = {key: value for key, value in results.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+    plain = {
+        key: value for key, value in results.items() if isinstance(value, int | float) and not isinstance(value, bool)
+    }
     return {f"eval/{name}/{key}": float(value) for key, value in plain.items()}

@@ -75,7 +75,9 @@ def open_network(config: Any, heads: tuple[str, ...] = (), remat: str = "none", 
     source = weight_source.open_source(section.path) if section.path else None
     tokenizer_path = tokens.path or (str(source.tokenizer_folder) if source and source.tokenizer_folder else "")
     if not tokenizer_path:
-        raise UserError("no tokenizer: give --config.tokenizer.path=FOLDER (or 'bytes'), or a model folder that has one")
+        raise UserError(
+            "no tokenizer: give --config.tokenizer.path=FOLDER (or 'bytes'), or a model folder that has one"
+        )
     loaded = tokenizer.load(tokenizer_path, tokens.pad, tokens.chat_template)
     arch = architecture(module, config.model.get("arch"), source, loaded.vocab_size)
     if heads:

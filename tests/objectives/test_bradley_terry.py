@@ -30,7 +30,9 @@ def run_loss(tokens_B2T, ends_B2, margin=None, mask=None, **settings):
         "example_mask": jnp.ones((B, 1)) if mask is None else jnp.asarray(mask)[:, None],
     }
     (total, weight), metrics = bt.loss(FreeRewards(), {"score": jnp.ones((1, 1))}, batch, bt.Config(**settings))
-    return total / weight, {name: float(t / w) if name[:3] not in ("min", "max") else float(t) for name, (t, w) in metrics.items()}
+    return total / weight, {
+        name: float(t / w) if name[:3] not in ("min", "max") else float(t) for name, (t, w) in metrics.items()
+    }
 
 
 def log_sigmoid(x):

@@ -1,0 +1,71 @@
+"""Chunked cross-entropy against the plain formula, in value and gradient; reading positions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gramjax.core.errors import UserError
+from gramjax.models import heads
+
+B, T, D, V = 3, 10, 8, 23
+
+
+@pytest.fixture(scope="module")
+def case():
+    keys = jax.random.split(jax.random.key(0), 4)
+    hidden = jax.random.normal(keys[0], (B, T, D))
+    table = jax.random.normal(keys[1], (V, D))
+    labels = jax.random.randint(keys[2], (B, T), 0, V)
+    mask = jax.random.uniform(keys[3], (B, T)) * (jnp.arange(T) > 2)
+    return hidden, table, labels, mask
+
+
+def plain(weights, hidden, labels, mask):
+    logp = jax.nn.log_softmax(heads.logits(weights, hidden))
+    return -jnp.sum(mask * jnp.take_along_axis(logp, labels[..., None], axis=-1)[..., 0])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("chunk", [1, 6, 1000])
+def test_chunks_change_neither_value_nor_gradient(case, tied, chunk):
+    hidden, table, labels, mask = case
+    weights = {"embed": table} if tied else {"embed": table, "lm_head": table.T[:, ::-1]}
+    want, (want_w, want_h) = jax.value_and_grad(plain, (0, 1))(weights, hidden, labels, mask)
+    got, (got_w, got_h) = jax.value_and_grad(heads.cross_entropy, (0, 1))(weights, hidden, labels, mask, chunk)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    np.testing.assert_allclose(got_h, want_h, atol=1e-5)
+    for name in weights:
+        np.testing.assert_allclose(got_w[name], want_w[name], atol=1e-5)
+    undifferentiated = heads.cross_entropy(weights, hidden, labels, mask, chunk)
+    np.testing.assert_allclose(undifferentiated, want, rtol=1e-6)
+
+
+def test_gradient_scales_with_what_the_loss_is_multiplied_by(case):
+    hidden, table, labels, mask = case
+    loss = lambda h, s: s * heads.cross_entropy({"embed": table}, h, labels, mask, 6)  # noqa: E731
+    np.testing.assert_allclose(jax.grad(loss)(hidden, 0.25), 0.25 * jax.grad(loss)(hidden, 1.0), rtol=1e-6)
+
+
+def test_logits_never_exist_whole(case):
+    """The largest array of the compiled loss holds one chunk of logits, not B * T of them."""
+    big_T, big_V = 64, 4096
+    hidden, table = jnp.ones((2, big_T, D)), jnp.ones((big_V, D))
+    labels, mask = jnp.zeros((2, big_T), jnp.int32), jnp.ones((2, big_T))
+
+    def temporaries(chunk):
+        loss = lambda h, w: heads.cross_entropy({"embed": w}, h, labels, mask, chunk)  # noqa: E731
+        return jax.jit(jax.grad(loss, (0, 1))).lower(hidden, table).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(8) < temporaries(128) / 4
+
+
+def test_positions_pick_their_rows():
+    hidden = jnp.arange(2 * 4 * 3.0).reshape(2, 4, 3)
+    got = heads.take_positions(hidden, jnp.array([[3, 0], [1, 1]]))
+    np.testing.assert_array_equal(got, np.stack([hidden[0, [3, 0]], hidden[1, [1, 1]]]))
+
+
+def test_a_missing_reward_head_is_named():
+    with pytest.raises(UserError, match="no scalar reward head"):
+        heads.score({"embed": jnp.zeros((2, 2))}, jnp.zeros((1, 1, 2)))
