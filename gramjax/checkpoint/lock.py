@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,12 +39,12 @@ class RunLock:
     """Context manager that holds a run folder for this process.
 
     Raises UserError naming holder, host and pid when another run holds it. A lock of a dead process of this host is
-    taken over with a warning through `warn`.
+    taken over with a warning through `warn` (standard error by default).
     """
 
-    def __init__(self, workdir: str | Path, warn: Callable[[str], None] = print) -> None:
+    def __init__(self, workdir: str | Path, warn: Callable[[str], None] | None = None) -> None:
         self.path = Path(workdir) / NAME
-        self.warn = warn
+        self.warn = warn or (lambda text: print(f"gramjax: {text}", file=sys.stderr))
         pid = os.getpid()
         self._content = {"host": socket.gethostname(), "pid": pid, "started": _started(pid), "time": time.time()}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gramjax.checkpoint import folder as folders
 from gramjax.checkpoint import huggingface, llama2c, manifest, shards, state, tables
@@ -29,7 +30,7 @@ class Source:
     config: Config
     step: int | None = None
     """Of a run: the step asked for; None: the newest that verifies."""
-    tokenizer: str = ""
+    tokenizer_folder: str = ""
     """Folder with the tokenizer of these weights; empty when there is none."""
     fresh: tuple[str, ...] = ()
     """Paths that still hold initial values there."""
@@ -37,23 +38,25 @@ class Source:
     def load(
         self,
         specs: Any,
+        config: Config,
         shardings: Any = None,
         dtype: Any = jnp.float32,
         fresh: Collection[str] = (),
         key: jax.Array | None = None,
         pad_vocab: bool = False,
     ) -> Loaded:
-        """Parameters for `specs`, put on `shardings` in `dtype` (both may be trees) one leaf or group at a time.
+        """Parameters for `specs` of a model `config`, put on `shardings` in `dtype` (both may be trees) one leaf or group at a time.
 
         `fresh` names heads that may be absent and then start from `key` (see `huggingface.load_params`). Heads that
         `specs` do not want are left out with a note. Raises UserError or DataError naming every other difference.
         """
         if self.kind == "huggingface":
-            return huggingface.load_params(self.path, specs, self.config, shardings, dtype, fresh, key, pad_vocab)
+            return huggingface.load_params(self.path, specs, config, shardings, dtype, fresh, key, pad_vocab)
         flat = tree.flatten(specs, is_leaf=spec.is_spec)
         places, dtypes = placement(flat, shardings, dtype)
         if self.kind == "run":
-            have = _saved_paths(self.path, self.step)
+            leaves = _newest_manifest(self.path, self.step)[1].leaves
+            have = {name.removeprefix("params/") for name in leaves if name.startswith("params/")}
             params: dict[str, Any] = {}
         else:
             params = tree.flatten(llama2c.read(self.path)[1])
@@ -75,16 +78,26 @@ class Source:
         return Loaded(tree.unflatten(dict(sorted(params.items()))), tuple(sorted(new)), tuple(notes))
 
 
-def _saved_paths(run: Path, step: int | None) -> set[str]:
-    """Paths of the parameters in the newest step that has a whole manifest."""
+    def dtype(self) -> Any:
+        """The dtype that the weights are stored in: float32 when they differ among themselves."""
+        if self.kind == "llama2c":
+            return jnp.dtype(jnp.float32)
+        if self.kind == "huggingface":
+            names = {str(np.dtype(shards.DTYPES.get(e.dtype, np.float32))) for e in shards.entries(self.path).values()}
+        else:
+            leaves = _newest_manifest(self.path, self.step)[1].leaves
+            names = {leaf.dtype for name, leaf in leaves.items() if name.startswith("params/")}
+        return jnp.dtype(names.pop() if len(names) == 1 and not names & {"float64"} else jnp.float32)
+
+
+def _newest_manifest(run: Path, step: int | None) -> tuple[int, manifest.Manifest]:
+    """The newest step (or the one asked for) whose manifest is whole."""
     problems = []
     for candidate in state.choose(run, step):
         try:
-            leaves = manifest.read(run / state.FOLDER / str(candidate)).leaves
+            return candidate, manifest.read(run / state.FOLDER / str(candidate))
         except DataError as error:
             problems.append(str(error))
-            continue
-        return {name.removeprefix("params/") for name in leaves if name.startswith("params/")}
     raise DataError(f"{run}: no checkpoint can be restored; " + "; ".join(problems))
 
 
@@ -128,7 +141,7 @@ def open_source(path: str | Path, step: int | None = None) -> Source:
         _no_step(path, step)
         config = huggingface.read_config(path)
         shards.files(path)
-        return Source("huggingface", path, config, tokenizer=_tokenizer(path))
+        return Source("huggingface", path, config, tokenizer_folder=_tokenizer(path))
     if (path / shards.SINGLE).exists() or (path / shards.INDEX).exists():
         raise UserError(f"{path} has weights but no config.json: copy the whole folder of the model")
     shards.files(path)  # says what is wrong with a folder of pickles, or that there are no weights
@@ -155,16 +168,8 @@ def _open_file(path: Path) -> Source:
 
 
 def _open_run(path: Path, step: int | None) -> Source:
-    problems = []
-    for candidate in state.choose(path, step):
-        try:
-            meta = manifest.read(path / state.FOLDER / str(candidate)).meta
-        except DataError as error:
-            problems.append(str(error))
-            continue
-        if not isinstance(meta.get("model"), dict):
-            raise DataError(f"{path}: checkpoint {candidate} does not say which model it is of")
-        config = section(meta["model"], Config, "model.arch")
-        tokenizer = _tokenizer(path / "tokenizer")
-        return Source("run", path, config, step, tokenizer, tuple(meta.get("fresh", ())))
-    raise DataError(f"{path}: no checkpoint can be read; " + "; ".join(problems))
+    found, record = _newest_manifest(path, step)
+    if not isinstance(record.meta.get("model"), dict):
+        raise DataError(f"{path}: checkpoint {found} does not say which model it is of")
+    config = section(record.meta["model"], Config, "model.arch")
+    return Source("run", path, config, step, _tokenizer(path / "tokenizer"), tuple(record.meta.get("fresh", ())))

@@ -7,6 +7,7 @@ put aside, the one before is used, and this is said.
 
 import contextlib
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,11 @@ __all__ = ["Checkpoints", "Restored", "RunLock", "read_run", "restore_params", "
 FOLDER, REFUSED, COMMITTED = "checkpoints", "checkpoints-refused", "commit_success.txt"
 GROUP_BYTES = 2**30
 """Leaves are restored, verified and cast in groups of about this size."""
+
+
+def say(text: str) -> None:
+    """Print a line for a person on standard error."""
+    print(f"gramjax: {text}", file=sys.stderr)
 
 
 class Restored(NamedTuple):
@@ -136,7 +142,7 @@ def verify(workdir: str | Path, step: int) -> list[str]:
 
 
 def restore_params(
-    workdir: str | Path, abstract_params: Any, step: int | None = None, log: Callable[[str], None] = print
+    workdir: str | Path, abstract_params: Any, step: int | None = None, log: Callable[[str], None] = say
 ) -> Any:
     """Only the parameters of a run, in the dtypes and shardings of a tree of `ShapeDtypeStruct`.
 
@@ -169,7 +175,7 @@ class Checkpoints:
     person should know; the lines are kept in `notes`.
     """
 
-    def __init__(self, workdir: str | Path, keep: int = 3, log: Callable[[str], None] = print) -> None:
+    def __init__(self, workdir: str | Path, keep: int = 3, log: Callable[[str], None] = say) -> None:
         import orbax.checkpoint as ocp
 
         if keep < 1:

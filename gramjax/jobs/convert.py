@@ -1,0 +1,194 @@
+"""Convert weights: gramjax run, Hugging Face folder or llama2.c file to a Hugging Face folder or a run folder."""
+
+import argparse
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gramjax.checkpoint import folder as folders
+from gramjax.checkpoint import hf_config, huggingface, json_file, state, tables
+from gramjax.checkpoint.source import Source, open_source
+from gramjax.core.errors import DataError, UserError
+from gramjax.data import tokenizer
+from gramjax.models import decoder, heads, stack
+
+TOLERANCE = 1e-3
+"""Largest difference of logits, relative to the largest logit (at least 1), between two programs on equal weights."""
+
+
+def main(argv: list[str]) -> int:
+    """`gramjax convert SRC DST --to=hf|gramjax [--verify] ...`; returns 1 when the verification fails."""
+    arguments = _parser().parse_args(argv)
+    source = open_source(arguments.src, arguments.step)
+    target = Path(arguments.dst)
+    _check_apart(source.path, target)
+    with contextlib.ExitStack() as cleanup:
+        where = cleanup.enter_context(_tokenizer_folder(arguments.tokenizer, source))
+        config = _fit_tokenizer(source.config, where, arguments.pad_vocab)
+        config = dataclasses.replace(config, heads=(hf_config.exported_head(config, arguments.head),))
+        dtype = jnp.dtype(arguments.dtype) if arguments.dtype else source.dtype()
+        loaded = source.load(decoder.specs(config), config, dtype=dtype, pad_vocab=arguments.pad_vocab)
+        _say(loaded.notes)
+        params = loaded.params
+        pad = folders.token_ids(where).get("pad_token_id") if where else None
+        rows = _rows(config, pad)
+        before = logits(params, config, rows) if arguments.verify else None
+        if arguments.to == "hf":
+            notes = huggingface.save(
+                target, params, config, where, dtype.name, fresh=source.fresh, overwrite=arguments.overwrite
+            )
+            _say(notes)
+        else:
+            _write_run(target, params, config, source, where, arguments.overwrite)
+    print(f"{source.kind} {source.path} -> {arguments.to} {target} ({dtype.name}, {sum(_sizes(params)):,} parameters)")
+    del params, loaded  # the copy that is verified is the second one
+    return 0 if before is None or verify(target, config, rows, before) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gramjax convert", description=__doc__, allow_abbrev=False)
+    parser.add_argument("src", help="run folder, Hugging Face folder, or llama2.c .bin file")
+    parser.add_argument("dst", help="folder to write")
+    parser.add_argument("--to", choices=("hf", "gramjax"), required=True)
+    parser.add_argument("--verify", action="store_true", help="load the result again and compare logits")
+    parser.add_argument("--tokenizer", default="", help="tokenizer folder or file, if not the one beside the weights")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: as stored")
+    parser.add_argument("--head", choices=decoder.HEADS, default="", help="which head, if there are several")
+    parser.add_argument("--step", type=int, help="checkpoint of a run; default: the newest good one")
+    parser.add_argument("--pad_vocab", action="store_true", help="add embedding rows when the tokenizer has more ids")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model folder at DST")
+    return parser
+
+
+def _say(notes: Any) -> None:
+    for note in notes:
+        state.say(note)
+
+
+def _sizes(params: Any) -> Iterator[int]:
+    return (leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _check_apart(source: Path, target: Path) -> None:
+    here, there = os.path.realpath(source), os.path.realpath(target)
+    if os.path.commonpath([here, there]) in (here, there):
+        raise UserError(f"{target} and {source} lie inside each other: give a DST of its own")
+
+
+@contextlib.contextmanager
+def _tokenizer_folder(given: str, source: Source) -> Iterator[str]:
+    """A folder with the tokenizer files to carry along; empty when there are none."""
+    path = Path(given) if given else None
+    if path is None or path.is_dir():
+        yield str(path) if path else source.tokenizer_folder
+        return
+    with tempfile.TemporaryDirectory() as made:
+        tokenizer.load(str(path)).save(made)
+        yield made
+
+
+def _fit_tokenizer(config: decoder.Config, where: str, pad: bool) -> decoder.Config:
+    if not where or not (Path(where) / "tokenizer.json").exists():
+        return config
+    return hf_config.check_vocab(config, tokenizer.load(where).vocab_size, pad)
+
+
+def _write_run(target: Path, params: Any, config: Any, source: Source, where: str, overwrite: bool) -> None:
+    """A run folder with one checkpoint that holds the parameters only."""
+    settings: dict[str, Any] = {}
+    if source.kind == "run":
+        with contextlib.suppress(UserError):  # a run that was itself made by hand needs no settings
+            settings = state.read_run(source.path)
+    arch = dataclasses.asdict(config)
+    settings["model"] = {**settings.get("model", {"kind": "decoder"}), "path": "", "arch": arch}
+    step = source.step or 0
+    with folders.replacing(target, overwrite) as new:
+        json_file.write(new / "config.json", settings)
+        if where:
+            (new / "tokenizer").mkdir()
+            _say(folders.carry_tokenizer(Path(where), new / "tokenizer"))
+        with state.Checkpoints(new) as saved:
+            content = {"params": params, "step": jnp.asarray(step, jnp.int32)}
+            saved.save(step, content, {}, {"model": arch, "fresh": list(source.fresh)})
+
+
+def _rows(config: decoder.Config, pad: int | None) -> np.ndarray:
+    """Token rows to compare on: the same in every run, and without padding."""
+    length = min(config.max_position_embeddings, 32)
+    rows = np.random.default_rng(0).integers(0, config.vocab_size, (4, length), dtype=np.int32)
+    return np.where(rows == pad, (rows + 1) % config.vocab_size, rows) if pad is not None else rows
+
+
+def logits(params: Any, config: decoder.Config, rows: np.ndarray) -> np.ndarray:
+    """What the head of a model says, computed in float32: vocabulary logits [B, T, V], values [B, T], scores [B]."""
+
+    @jax.jit
+    def compute(params: Any, tokens: jax.Array) -> jax.Array:
+        weights = stack.pack(params, config.layer_kinds(), jnp.float32, scan=False)
+        hidden = decoder.forward(weights, config, {"tokens": tokens}).hidden
+        if config.heads == ("score",):
+            return heads.score(weights, hidden[:, -1:])[:, 0]
+        return heads.value(weights, hidden) if config.heads == ("value",) else heads.logits(weights, hidden)
+
+    return np.asarray(compute(params, rows))
+
+
+def torch_logits(folder: Path, head: str, rows: np.ndarray) -> np.ndarray:
+    """The same from transformers and torch, which read the exported folder with their own code."""
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    model_class = getattr(transformers, f"AutoModel{tables.ARCHITECTURES[head]}")
+    model, info = model_class.from_pretrained(folder, output_loading_info=True)
+    if wrong := {name: sorted(keys) for name, keys in info.items() if keys}:
+        raise DataError(f"{folder}: transformers does not read this folder in full: {wrong}")
+    with torch.no_grad():
+        out = model.float().eval()(torch.from_numpy(rows).long()).logits.numpy()
+    return out if head == "tokens" else out[..., 0]
+
+
+def compare(ours: np.ndarray, theirs: np.ndarray, vocabulary: bool) -> tuple[bool, str]:
+    """Whether two results agree within the tolerance, and a line that says how well."""
+    gap = float(np.abs(ours - theirs).max())
+    good = bool(np.isfinite(gap)) and gap <= TOLERANCE * max(1.0, float(np.abs(theirs).max()))
+    text = f"max abs difference {gap:.2e}"
+    if vocabulary:
+        p, q = (_log_softmax(x.astype(np.float64)) for x in (ours, theirs))
+        divergence = float(np.sum(np.exp(p) * (p - q), axis=-1).mean())
+        agreement = float((ours.argmax(-1) == theirs.argmax(-1)).mean())
+        text += f", KL {divergence:.2e}, top-1 agreement {100 * agreement:.1f} %"
+    return good, f"{text}: {'ok' if good else 'FAILED'}"
+
+
+def _log_softmax(x: np.ndarray) -> np.ndarray:
+    shifted = x - x.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def verify(target: Path, config: decoder.Config, rows: np.ndarray, before: np.ndarray) -> bool:
+    """Load a written folder with the importer, and with transformers where torch is there; print how it compares."""
+    again = open_source(target)
+    loaded = again.load(decoder.specs(again.config), again.config, dtype=again.dtype())
+    after = logits(loaded.params, again.config, rows)
+    del loaded
+    vocabulary = config.heads == ("tokens",)
+    results = [("verify with gramjax", compare(after, before, vocabulary))]
+    if again.kind == "huggingface":
+        if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
+            theirs = torch_logits(target, config.heads[0], rows)
+            results.append(("verify with transformers", compare(after, theirs, vocabulary)))
+        else:
+            print('verify with transformers: skipped, torch is not installed (pip install "gramjax[torch]")')
+    for name, (_, text) in results:
+        print(f"{name}: {text}")
+    return all(good for _, (good, _) in results)
