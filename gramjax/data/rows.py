@@ -133,7 +133,7 @@ def messages(value: Any, where: str, field: str) -> list[Message]:
             parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
             if not all(isinstance(part, str) for part in parts):
                 raise DataError(f"{name} has content parts that are no text; images are not read here")
-            content = "".join(parts)
+            content = "".join(map(str, parts))
         if not isinstance(content, str):
             raise DataError(f"{name} has content {_kind(content)}; text was expected")
         out.append({**message, "content": content})
@@ -238,7 +238,7 @@ def normalise(row: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
         parts = {"completion": text_field(row, "completion", where)}
         if row.get("prompt") is not None:
             parts["prompt"] = text_field(row, "prompt", where)
-        out.update({"prompt": ""} | same_kind(parts, where) if "prompt" not in parts else same_kind(parts, where))
+        out.update({"prompt": "", **same_kind(parts, where)})
         if not isinstance(row["label"], bool):
             raise DataError(f"{where}: 'label' is {row['label']!r}; true or false was expected")
     elif kind == STEPWISE:

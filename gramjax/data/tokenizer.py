@@ -253,6 +253,7 @@ def build(
     if library.token_to_id(name) is None:
         library.add_special_tokens([AddedToken(name, special=True, normalized=False)])
     pad_id = library.token_to_id(name)
+    assert pad_id is not None
     encoded = library.encode("x").ids
     adds_bos = ids["bos"] is not None and encoded[:1] == [ids["bos"]]
     plain = _library(library.to_str(), "tokenizer")
