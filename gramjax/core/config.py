@@ -53,6 +53,7 @@ class DataSection:
     train: tuple[str, ...] = ()
     """Files, folders or `recipe:NAME` (rows that the package generates)."""
     valid: tuple[str, ...] = ()
+    """Held-out rows for the evals of a training run."""
     path: str = ""
     """What `gramjax evaluate` reads: a file, a folder or a recipe."""
     rename: tuple[str, ...] = ()
@@ -72,7 +73,8 @@ class DataSection:
     packing: bool = False
     """Put several examples in one sequence, kept apart by segment ids."""
     renderings: str = "draw"
-    """`draw` one of an example's renderings (answer orders) per epoch, `all`: each is an example, `first`: always the first."""
+    """`draw` one of an example's renderings (answer orders) per epoch, `all`: each is an example, `first`: always
+    the first."""
     judge_prompt: str = ""
     """Instruction of a generative judge; empty: the package's own wording."""
     judge_cue: str = "#Preferred:"
@@ -87,13 +89,19 @@ class OptimSection:
 
     name: str = "adamw"
     lr: float = 1e-5
+    """Largest learning rate."""
     schedule: str = "cosine"
     """`cosine`, `linear` or `constant` after the warm-up."""
     warmup_ratio: float = 0.1
+    """Share of the steps over which the learning rate rises."""
     end_lr_ratio: float = 0.0
+    """Last learning rate as a share of the largest."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the first and second moment."""
     eps: float = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: float = 0.0
+    """Decoupled decay of the trained parameters, times the learning rate."""
     no_decay: tuple[str, ...] = (r".*norm.*", r".*bias.*")
     """Patterns of parameters without weight decay."""
     clip_norm: float = 1.0
@@ -105,6 +113,7 @@ class TrainSection:
     """How long, how much per step, and what trains."""
 
     epochs: float = 1.0
+    """Passes over the training examples."""
     steps: int = 0
     """Optimiser steps; 0: as many as `epochs` need."""
     batch_size: int = 32
@@ -121,7 +130,9 @@ class TrainSection:
     logit_chunk: int = 1024
     """Tokens whose vocabulary logits exist at once in the loss."""
     log_every: int = 10
+    """Steps between log entries."""
     eval_every: int = 0
+    """Steps between evaluations; 0: only at the end."""
     save_every: int = 0
     """0: only at the end."""
     keep: int = 3
@@ -133,13 +144,19 @@ class MeshSection:
     """Devices along each axis; -1 (one axis at most): all that remain."""
 
     data: int = 1
+    """Copies of the model, each with its share of the batch."""
     fsdp: int = -1
+    """Devices that share the parameters and the batch."""
     tensor: int = 1
+    """Devices that share each layer, by heads and mlp width."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LogSection:
+    """Where metrics go besides `metrics.jsonl`."""
+
     tensorboard: bool = True
+    """Write event files to `tb/`."""
     wandb: str = ""
     """Project name; empty: no W&B."""
 
