@@ -1,4 +1,4 @@
-# make quickstart | test | lint | types | clean
+# make quickstart | test | smoke | lint | types | docs | clean
 #
 # PYTHON=python3.12 uses that interpreter in an environment of its own (.venv-3.12); without it the first of python3.11,
 # python3, python3.12 that works is used, in .venv. Stamps in the environment say what is installed already.
@@ -22,7 +22,7 @@ TESTS ?= tests
 PYTEST_ARGS ?=
 RUN ?= runs/quickstart
 
-.PHONY: quickstart test smoke lint types install dev clean python
+.PHONY: quickstart test smoke lint types docs install dev clean python
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -62,6 +62,11 @@ $(VENV)/.torch: $(CONSTRAINTS) | $(BIN)/python
 $(VENV)/.dev: $(VENV)/.torch $(VENV)/.installed
 	$(PIP) -e ".[dev]"
 	touch $@
+
+docs: install
+	sed -i.old '/<!-- settings -->/q' docs/configs.md && rm docs/configs.md.old
+	echo >> docs/configs.md
+	$(BIN)/gramjax configs --settings >> docs/configs.md
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info .cache .pytest_cache .ruff_cache .mypy_cache
