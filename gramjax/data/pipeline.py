@@ -74,15 +74,18 @@ def encode_rows(
     section: DataSection | None = None,
     vocab_size: int = 0,
     limit_share: bool = True,
+    dropped: Tally | None = None,
 ) -> Examples:
     """Encode every row; rows that cannot be used (`rows.Drop`) are counted with the first id.
 
     Raises DataError when nothing remains, and when more than `section.max_overlong_share` of the rows are too long
-    (`limit_share`); ids outside `vocab_size` (0: not checked) are refused too. Errors name the row.
+    (`limit_share`); ids outside `vocab_size` (0: not checked) are refused too. Errors name the row. `dropped` is what
+    the reader left out already: it is added to the counts.
     """
     section = section or DataSection()
     out = Examples([], [], Tally())
-    count = 0
+    out.dropped.merge(dropped or Tally())
+    count = out.dropped.total
     for row in rows:
         count += 1
         name = str(row.get("id", count))
@@ -196,8 +199,8 @@ def collate(rows: Sequence[Sequence[Example]], length: int, slots: int = 1, pad_
                 positions[b, side, start:stop] = np.arange(len(ids))
                 ends[b, side, n] = stop - 1
                 starts[side] = stop
-    batch = {"tokens": tokens, "labels": labels, "segment_ids": segments, "positions": positions}
-    batch |= {"loss_mask": loss_mask, "ends": ends}
+    batch: Batch = {"tokens": tokens, "labels": labels, "segment_ids": segments, "positions": positions}
+    batch = {**batch, "loss_mask": loss_mask, "ends": ends}
     if sides == 1:
         batch = {name: array[:, 0] for name, array in batch.items()}
     return batch | {"example_mask": example_mask} | fields
@@ -322,12 +325,16 @@ class Pipeline:
         if not isinstance(saved, Mapping) or not isinstance(state.get("step"), int) or state["step"] < 0:
             raise UserError("the checkpoint's data state is not one of this pipeline; use --config.resume=False")
         if isinstance(saved.get("files"), list) and saved["files"] != self._files:
-            raise UserError(f"the data files changed since the checkpoint was written: {_difference(saved['files'], self._files)}. "
-                            "Restore the files, or use --config.resume=False")  # fmt: skip
+            what = _difference(saved["files"], self._files)
+            raise UserError(
+                f"the data files changed since the checkpoint was written: {what}. "
+                "Restore the files, or use --config.resume=False"
+            )
         for name, value in self._fingerprint.items():
             if saved.get(name) != value:
+                was = _short(saved.get(name))
                 raise UserError(
-                    f"the checkpoint was written with data {name}={_short(saved.get(name))}, now it is {_short(value)}; "
+                    f"the checkpoint was written with data {name}={was}, now it is {_short(value)}; "
                     "the order of the data would change. Use the saved config.json, or --config.resume=False"
                 )
         self._step = state["step"]

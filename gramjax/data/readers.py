@@ -238,6 +238,10 @@ def read_all(sources: Sequence[str], section: DataSection | None = None, want: s
     if not sources:
         raise UserError("no data source; set config.data.train")
     found = [read(source, section, want) for source in sources]
+    wanted = [want] if isinstance(want, str) else list(want)
+    if len({part.type for part in found}) > 1:
+        common = next((kind for kind in wanted if all(_can_be(part, kind) for part in found)), None)
+        found = [_as(part, common) for part in found] if common else found
     stems = [_stem(source) for source in sources]
     first = found[0]
     out = Rows([], first.type, Tally(), Tally(), [], first.format)
@@ -260,6 +264,15 @@ def read_all(sources: Sequence[str], section: DataSection | None = None, want: s
         out.files += part.files
         out.records += part.records
     return out
+
+
+def _can_be(part: Rows, kind: str) -> bool:
+    return row_types.converted(part.rows[0], part.type, kind) is not None
+
+
+def _as(part: Rows, kind: str) -> Rows:
+    made = [row_types.converted(row, part.type, kind) for row in part.rows]
+    return dataclasses.replace(part, rows=[row for row in made if row is not None], type=kind)
 
 
 def overlap(train: Sequence[dict[str, Any]], valid: Sequence[dict[str, Any]]) -> int:

@@ -238,6 +238,19 @@ class Renderer:
         """Plain text with EOS, everything scored."""
         return check_mask(*self._rendered(self._end([Segment(text, content=True, scored=True, part="prompt")])))
 
+    def example(self, row: Mapping[str, Any]) -> Example:
+        """The Example of a language-modelling or prompt-completion row. Raises Drop, or DataError for another type."""
+        extra = row.get("chat_template_kwargs") or {}
+        if row.get("tools"):
+            extra = {**extra, "tools": row["tools"]}
+        if "completion" in row:
+            return example(self.completion(row.get("prompt") or "", row["completion"], **extra))
+        if row.get("messages") is not None:
+            return example(self.conversation(row["messages"], **extra))
+        if row.get("text") is not None:
+            return example(self.text(row["text"]))
+        raise DataError(f"row {row.get('id')!r} has no 'text', 'messages' or 'completion'")
+
     def prompt(self, prompt: Text, **extra: Any) -> list[int]:
         """A prompt as it stands before an answer: with the template's generation prompt, ready to be continued."""
         if isinstance(prompt, str):

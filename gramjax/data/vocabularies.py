@@ -78,26 +78,19 @@ def train_bpe(texts: Iterable[str], vocab_size: int, specials: Sequence[str]) ->
 
 
 def words(vocabulary: Sequence[str], specials: Sequence[str]) -> "Library":
-    """One id per word of a closed vocabulary, falling back to bytes for any other text.
+    """One id per text of a closed vocabulary (a word is listed with the space before it), bytes for any other text.
 
-    A word is joined from its bytes by merges, so this is a byte-level BPE like the others: a word is one token at the
-    start of a text and after a space.
+    `specials` come last, the first of them is BOS. Raises UserError for a text that is listed twice.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = byte_characters()
-    ids = {c: byte for byte, c in enumerate(alphabet)}
-    merges: list[tuple[str, str]] = []
-    for word in vocabulary:
-        for text in (word, f" {word}"):
-            pieces = [alphabet[byte] for byte in text.encode()]
-            built = pieces[0]
-            for piece in pieces[1:]:
-                if (built, piece) not in merges:
-                    merges.append((built, piece))
-                built += piece
-                ids.setdefault(built, len(ids))
-    library = Tokenizer(models.BPE(vocab=ids, merges=merges))
+    pieces = alphabet + ["".join(alphabet[byte] for byte in text.encode()) for text in vocabulary]
+    if len(set(pieces)) != len(pieces):
+        raise UserError("a closed vocabulary lists a text twice, or a single byte")
+    # without merges, ignore_merges makes a piece of text one token exactly when the vocabulary lists it
+    model = models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], ignore_merges=True)
+    library = Tokenizer(model)
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
     _with_specials(library, specials)
