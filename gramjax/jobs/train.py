@@ -11,10 +11,10 @@ import jax
 
 from gramjax.checkpoint import state as checkpoints
 from gramjax.core import config as configs
-from gramjax.core import flags, folder, plugins, runtime, spec
+from gramjax.core import flags, folder, plugins, runtime, spec, tree
 from gramjax.core.errors import UserError
 from gramjax.core.writer import Writer
-from gramjax.plots import report
+from gramjax.data import readers
 from gramjax.training import evaluation, loop, setup
 
 
@@ -136,9 +136,7 @@ def announce(writer: Writer, name: str, run: setup.Run, start_step: int) -> None
     """The lines that open a run: sizes, trained share, mesh, data, and what was dropped."""
     model = run.network.model
     trained = sum(
-        s.size
-        for path, s in setup.tree.flatten(model.specs(), is_leaf=spec.is_spec).items()
-        if run.labels[path] == "train"
+        s.size for path, s in tree.flatten(model.specs(), is_leaf=spec.is_spec).items() if run.labels[path] == "train"
     )
     total = spec.count(model.specs())
     writer.say(
@@ -155,7 +153,7 @@ def announce(writer: Writer, name: str, run: setup.Run, start_step: int) -> None
 
 def compile_step(run: setup.Run, state: Any, writer: Writer, started: float) -> Any:
     """Compile the step for the shapes of the data and say what memory it takes."""
-    batch = jax.eval_shape(run.put, run.source.example_batch())
+    batch = jax.eval_shape(run.put, run.source.batch(0))
     compiled = run.step.lower(state, batch).compile()
     memory = compiled.memory_analysis()
     if memory is not None:
@@ -173,7 +171,7 @@ def valid_rows(config: Any) -> list[dict[str, Any]]:
         return []
     if not section.valid:
         raise UserError(f"config.evals names {', '.join(config.evals)} but config.data.valid is empty")
-    return setup.read_rows(section.valid, section, ("preference",)).rows
+    return readers.read_all(section.valid, section, ("preference",)).rows
 
 
 def evaluate_all(
@@ -206,6 +204,8 @@ def finish(workdir: Path, run: setup.Run) -> None:
         return
     folder.write_json(workdir / "data.json", run.data_counts)
     (workdir / "DONE").write_text("")
+    from gramjax.plots import report
+
     try:
         page = report.write_report(workdir)
     except UserError as error:

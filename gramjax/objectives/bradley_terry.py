@@ -13,10 +13,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gramjax.core.errors import UserError
-from gramjax.data.text import Example
+from gramjax.data.text import example
 from gramjax.models import heads
 
 ROW_TYPES = ("preference",)
@@ -39,9 +38,8 @@ def encode(row: dict[str, Any], renderer: Any, config: Config) -> Any:
     margin = row.get("margin")
     if config.use_margin and margin is None:
         raise UserError(f"row {row.get('id')}: config.objective.use_margin needs a column 'margin' (a number)")
-    sides = [renderer.completion(row["prompt"], row[name]) for name in ("chosen", "rejected")]
-    fields = {"margin": float(margin or 0.0) if config.use_margin else 0.0}
-    return Example(tuple(np.asarray(ids, np.int32) for ids, _ in sides), tuple(mask for _, mask in sides), fields)
+    margin = float(margin or 0.0) if config.use_margin else 0.0
+    return example(*renderer.completion_pair(row["prompt"], row["chosen"], row["rejected"]), margin=margin)
 
 
 def loss(model: Any, weights: Any, batch: dict[str, jax.Array], config: Config, reference: Any = None) -> tuple:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gramjax.data.text import example
 from gramjax.models import heads
 
 ROW_TYPES = ("language_modeling", "prompt_completion")
@@ -19,7 +20,12 @@ class Config:
 
 def encode(row: dict[str, Any], renderer: Any, config: Config) -> Any:
     """One sequence; the text, the assistant's turns or the completion are scored."""
-    return renderer.example(row)
+    extra = row.get("chat_template_kwargs") or {}
+    if "completion" in row:
+        return example(renderer.completion(row["prompt"], row["completion"], **extra))
+    if "messages" in row:
+        return example(renderer.conversation(row["messages"], **extra))
+    return example(renderer.text(row["text"]))
 
 
 def loss(model: Any, weights: Any, batch: dict[str, jax.Array], config: Config, reference: Any = None) -> tuple:

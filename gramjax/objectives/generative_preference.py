@@ -16,10 +16,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gramjax.core.errors import UserError
-from gramjax.data.text import Example
+from gramjax.data.text import example
 from gramjax.models import heads
 
 ROW_TYPES = ("preference", "pair_unlabelled")
@@ -69,13 +68,15 @@ def encode(row: dict[str, Any], renderer: Any, config: Config) -> Any:
     prompt = row["prompt"]
     if config.stage == "pretrain":
         first, second = row["responses"] if "responses" in row else (row["chosen"], row["rejected"])
-        texts = (renderer.pair_text(prompt, first, second), renderer.pair_text(prompt, second, first))
-        return tuple(Example((np.asarray(ids, np.int32),), (mask,), {"verdict": 0}) for ids, mask in texts)
+        orders = ((first, second), (second, first))
+        return tuple(example(renderer.pair_text(prompt, *order)) for order in orders)
     if "chosen" not in row:
         raise UserError(f"row {row.get('id')}: stage finetune needs labelled pairs ('chosen', 'rejected')")
-    orders = ((row["chosen"], row["rejected"]), (row["rejected"], row["chosen"]))
-    judged = [np.asarray(renderer.judge(prompt, first, second), np.int32) for first, second in orders]
-    return tuple(Example((ids,), (np.zeros(len(ids), np.float32),), {"verdict": i}) for i, ids in enumerate(judged))
+    judged = (
+        renderer.judge(prompt, row["chosen"], row["rejected"]),
+        renderer.judge(prompt, row["rejected"], row["chosen"]),
+    )
+    return tuple(example((ids, [0.0] * len(ids)), verdict=verdict) for verdict, ids in enumerate(judged))
 
 
 def loss(model: Any, weights: Any, batch: dict[str, jax.Array], config: Config, reference: Any = None) -> tuple:

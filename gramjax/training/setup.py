@@ -6,7 +6,6 @@ else the run, Hugging Face folder or llama2.c file that `config.model.path` name
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -21,7 +20,7 @@ from gramjax.checkpoint import source as weight_source
 from gramjax.core import config as configs
 from gramjax.core import plugins, sharding, spec, tree
 from gramjax.core.errors import UserError
-from gramjax.data import pipeline, readers, tokenizer
+from gramjax.data import pipeline, readers, rows, tokenizer
 from gramjax.data.text import Renderer
 from gramjax.models.model import Model, build
 from gramjax.training import optimizer
@@ -73,7 +72,7 @@ def open_network(config: Any, heads: tuple[str, ...] = (), remat: str = "none", 
     tokens = configs.section(config.tokenizer, configs.TokenizerSection, "tokenizer")
     module = plugins.load("models", section.kind)
     source = weight_source.open_source(section.path) if section.path else None
-    tokenizer_path = tokens.path or (str(source.tokenizer_folder) if source and source.tokenizer_folder else "")
+    tokenizer_path = tokens.path or (source.tokenizer_folder if source else "")
     if not tokenizer_path:
         raise UserError(
             "no tokenizer: give --config.tokenizer.path=FOLDER (or 'bytes'), or a model folder that has one"
@@ -82,11 +81,7 @@ def open_network(config: Any, heads: tuple[str, ...] = (), remat: str = "none", 
     arch = architecture(module, config.model.get("arch"), source, loaded.vocab_size)
     if heads:
         arch = dataclasses.replace(arch, heads=tuple(heads))
-    if loaded.vocab_size > arch.vocab_size:
-        raise UserError(
-            f"the tokenizer at {tokenizer_path} has {loaded.vocab_size} tokens but the model has {arch.vocab_size} "
-            "embedding rows; give the tokenizer that belongs to the model"
-        )
+    loaded.check_fits(arch.vocab_size)
     mesh = sharding.make_mesh(configs.section(config.mesh, configs.MeshSection, "mesh"))
     check_mesh(arch, mesh)
     model = build(
@@ -115,8 +110,8 @@ def architecture(module: ModuleType, given: Any, source: Any, vocab_size: int) -
     default = module.Config()
     asked = configs.section(given, module.Config, "model.arch") if given is not None else default
     if source is None:
-        rows = asked.vocab_size or -(-vocab_size // 64) * 64
-        return dataclasses.replace(asked, vocab_size=rows)
+        padded = asked.vocab_size or -(-vocab_size // 64) * 64
+        return dataclasses.replace(asked, vocab_size=padded)
     for field in dataclasses.fields(asked):
         if field.name not in SHARED_ARCHITECTURE and getattr(asked, field.name) != getattr(default, field.name):
             found = getattr(source.config, field.name)
@@ -136,13 +131,6 @@ def check_mesh(arch: Any, mesh: Mesh) -> None:
             raise UserError(f"config.mesh.tensor={tensor} does not divide {name}={getattr(arch, name)}")
 
 
-def read_rows(sources: tuple[str, ...], section: configs.DataSection, want: tuple[str, ...]) -> readers.Rows:
-    """The rows of several sources, one after the other."""
-    if not sources:
-        raise UserError("no data: give --config.data.train=\"('FILE',)\"")
-    return readers.join([readers.read(name, section, want) for name in sources])
-
-
 def build_run(config: Any) -> Run:
     """Build everything of a training job but the arrays of its state."""
     train = configs.section(config.train, configs.TrainSection, "train")
@@ -155,45 +143,52 @@ def build_run(config: Any) -> Run:
     check_batch(train, mesh)
 
     section = data_section(config)
-    found = read_rows(section.train, section, objective.ROW_TYPES)
-    examples = pipeline.encode_rows(
-        found.rows, functools.partial(encode, objective, renderer, objective_config), section, dropped=found.dropped
-    )
+    found = readers.read_all(section.train, section, objective.ROW_TYPES)
+    encode = functools.partial(_encode, objective, renderer, objective_config)
+    examples = pipeline.encode_rows(found.rows, encode, section, model.config.vocab_size)
     source = pipeline.Pipeline(
         examples,
         section,
-        batch_size=train.batch_size,
-        seed=config.seed,
-        pad_id=renderer.tokenizer.pad_id,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        files=found.files,
+        train.batch_size,
+        config.seed,
+        train.epochs,
+        train.steps,
+        jax.process_index(),
+        jax.process_count(),
+        renderer.tokenizer.pad_id,
+        found.files,
     )
-    total_steps = train.steps or max(math.ceil(train.epochs * source.steps_per_epoch), 1)
+    dropped = rows.Tally(found.dropped)
+    dropped.merge(examples.dropped)
 
     specs = model.specs()
     labels = tree.labels(list(tree.flatten(specs, is_leaf=spec.is_spec)), train.trainable)
     optim = configs.section(config.optim, configs.OptimSection, "optim")
-    tx = optimizer.build(optim, labels, total_steps)
+    tx = optimizer.build(optim, labels, source.steps)
     abstract = abstract_state(model, labels, tx, mesh)
     step = make_step(
         model,
         functools.partial(_loss, objective, objective_config),
         tx,
         labels,
-        optimizer.schedule(optim, total_steps),
+        optimizer.schedule(optim, source.steps),
         train.grad_accum,
     )
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     jitted = jax.jit(step, donate_argnums=0, in_shardings=(shardings, None), out_shardings=(shardings, None))
-    counts = {"rows": len(found.rows), "examples": len(examples), "dropped": dict(examples.dropped)}
+    counts = {
+        "rows": found.total,
+        "examples": len(examples),
+        "dropped": {reason: list(item) for reason, item in dropped.items()},
+        "notes": {note: list(item) for note, item in found.notes.items()}
+        | {name: [n, ""] for name, n in renderer.counts.items()},
+    }
     return Run(
-        network, objective, objective_config, labels, tx, jitted, source, abstract, total_steps, config.seed, counts
+        network, objective, objective_config, labels, tx, jitted, source, abstract, source.steps, config.seed, counts
     )
 
 
-def encode(objective: ModuleType, renderer: Renderer, objective_config: Any, row: dict[str, Any]) -> Any:
-    """The example of a row; an objective that has no use for it raises `rows.Drop`."""
+def _encode(objective: ModuleType, renderer: Renderer, objective_config: Any, row: dict[str, Any]) -> Any:
     return objective.encode(row, renderer, objective_config)
 
 
