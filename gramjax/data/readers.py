@@ -31,6 +31,8 @@ class Rows:
     format: str = "trl"
     records: int = 0
     """Records in the source; one record can give several rows."""
+    refused: int = 0
+    """Of the dropped rows, those that are an error unless `on_bad_row="skip"`."""
 
     @property
     def total(self) -> int:
@@ -99,6 +101,26 @@ def _lift(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def scan(source: str, section: DataSection | None = None, want: str | Sequence[str] = "") -> Rows:
+    """Like `read`, but a source without a usable row is returned, not raised."""
+    section = section or DataSection()
+    if section.on_bad_row not in ("raise", "skip"):
+        raise UserError(f"config.data.on_bad_row is {section.on_bad_row!r}; 'raise' or 'skip'")
+    wanted = (want,) if isinstance(want, str) and want else tuple(want)
+    if unknown := [kind for kind in wanted if kind not in row_types.NEEDS]:
+        raise UserError(f"no row type {unknown[0]!r} (there are: {', '.join(row_types.NEEDS)})")
+    items, files = _items(source)
+    state = _Reading(_stem(source), wanted, renames(section), section)
+    for where, record in items:
+        if section.limit and len(state.out.rows) >= section.limit:
+            break
+        state.take(where, record)
+    state.out.files = files
+    if section.limit:
+        del state.out.rows[section.limit :]
+    return state.out
+
+
 def read(source: str, section: DataSection | None = None, want: str | Sequence[str] = "") -> Rows:
     """Read one source.
 
@@ -107,27 +129,12 @@ def read(source: str, section: DataSection | None = None, want: str | Sequence[s
     pair). Raises DataError naming file and row for a row that cannot be read (counted instead under
     `on_bad_row="skip"`), and when nothing usable remains.
     """
-    section = section or DataSection()
-    if section.on_bad_row not in ("raise", "skip"):
-        raise UserError(f"config.data.on_bad_row is {section.on_bad_row!r}; 'raise' or 'skip'")
-    wanted = (want,) if isinstance(want, str) and want else tuple(want)
-    if unknown := [kind for kind in wanted if kind not in row_types.NEEDS]:
-        raise UserError(f"no row type {unknown[0]!r} (there are: {', '.join(row_types.NEEDS)})")
-    names = renames(section)
-    items, files = _items(source)
-    state = _Reading(_stem(source), wanted, names, section)
-    for where, record in items:
-        if section.limit and len(state.out.rows) >= section.limit:
-            break
-        state.take(where, record)
-    state.out.files = files
-    if not state.out.records:
+    found = scan(source, section, want)
+    if not found.records:
         raise DataError(f"{source}: 0 records")
-    if not state.out.rows:
-        raise DataError(nothing_usable(source, state.out))
-    if section.limit:
-        del state.out.rows[section.limit :]
-    return state.out
+    if not found.rows:
+        raise DataError(nothing_usable(source, found))
+    return found
 
 
 def nothing_usable(source: str, found: Rows) -> str:
@@ -176,7 +183,8 @@ class _Reading:
     def _bad(self, reason: str, where: str, message: str) -> None:
         if self.section.on_bad_row == "raise":
             raise DataError(message)
-        self.out.dropped.add(reason, where)
+        self.out.dropped.add(reason, message)
+        self.out.refused += 1
 
     def _row(self, row: dict[str, Any], where: str, number: str) -> None:
         if "_drop" in row:
@@ -190,7 +198,8 @@ class _Reading:
             self.out.dropped.add(drop.args[0], where)
             return
         except DataError as error:
-            self._bad("unusable row", where, str(error))
+            reason = "wrong columns" if isinstance(error, row_types.WrongColumns) else "unusable row"
+            self._bad(reason, where, str(error))
             return
         if row["id"] in self.ids:
             message = f"{where}: the id {row['id']!r} was used before, by {self.ids[row['id']]}; ids must be unique"
@@ -207,9 +216,7 @@ class _Reading:
         shown = {key: value for key, value in row.items() if not (numbered and key == "id")}
         try:
             kind = row_types.detect(shown, where)
-        except DataError as error:
-            if "fits both" in str(error):
-                raise
+        except row_types.WrongColumns:
             raise row_types.missing(shown, where, self.wanted[:1]) from None
         if not self.detected:
             self.detected, self.began = kind, where

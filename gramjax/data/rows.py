@@ -49,6 +49,10 @@ class Drop(Exception):
         self.length = length
 
 
+class WrongColumns(DataError):
+    """A row whose columns are not those of the type that is needed."""
+
+
 class Tally(dict[str, tuple[int, str]]):
     """Reasons with their counts and the first example of each: `{reason: (count, first)}`."""
 
@@ -73,13 +77,13 @@ def columns(row: Mapping[str, Any]) -> str:
     return ",".join(f"'{key}'" for key, value in row.items() if value is not None and not str(key).startswith("_"))
 
 
-def missing(row: Mapping[str, Any], where: str, want: Iterable[str]) -> DataError:
+def missing(row: Mapping[str, Any], where: str, want: Iterable[str]) -> WrongColumns:
     """The error for a row without the columns that a kind of training needs."""
     wanted = list(want) or [PREFERENCE]
     needs = "; ".join(f"{kind} training needs {NEEDS[kind]}" for kind in wanted)
     texts = [str(key) for key, value in row.items() if isinstance(value, str)]
     first = next((key for key in (*LIKELY_PROMPTS, *texts) if key in texts and key != "id"), "old")
-    return DataError(
+    return WrongColumns(
         f"{where}: has {columns(row) or 'no filled column'}; {needs}. "
         f"Rename with --config.data.rename=\"('{first}:prompt',)\""
     )

@@ -263,6 +263,8 @@ def build(
     if source:
         template.check(source)
     notes = (note,) if note else ()
+    if chat_template == "chatml" and library.token_to_id("<|im_end|>") is None:
+        notes += ("chatml's <|im_start|> and <|im_end|> are no tokens of this tokenizer; they are written as text",)
     return Tokenizer(library, plain, ids["bos"], ids["eos"], pad_id, adds_bos, source, off, notes, config or {})
 
 
