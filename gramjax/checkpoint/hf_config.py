@@ -1,4 +1,4 @@
-"""`config.json` of Hugging Face folders: read in the form of transformers 4 and 5, written so that both read it right."""
+"""`config.json` of Hugging Face folders: in the forms of transformers 4 and 5; what is written both read right."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -118,12 +118,14 @@ def _rope(values: Mapping[str, Any], where: str) -> tuple[float, rotary.Scaling]
     kinds = [given.get("rope_type", given.get("type", "default")) for given in (new, old) if given]
     thetas = [source["rope_theta"] for source in (new, old, values) if source.get("rope_theta") is not None]
     if len(set(kinds)) > 1 or len(set(thetas)) > 1:
-        raise DataError(f"{where}: rope_parameters, rope_scaling and rope_theta contradict each other ({_short(new)}, "
-                        f"{_short(old)}, {values.get('rope_theta')}); readers would disagree, correct one")
+        raise DataError(
+            f"{where}: rope_parameters, rope_scaling and rope_theta contradict each other ({_short(new)}, "
+            f"{_short(old)}, {values.get('rope_theta')}); readers would disagree, correct one"
+        )
     given = new or old
     theta = _number({"rope_theta": thetas[0] if thetas else None}, "rope_theta", where, 10000.0)
     if given.get("partial_rotary_factor") not in (None, 1.0):
-        raise UserError(f"{where}: partial_rotary_factor is {given['partial_rotary_factor']}; only whole heads rotate here")
+        raise UserError(f"{where}: partial_rotary_factor is {given['partial_rotary_factor']}; here whole heads rotate")
     kind = kinds[0] if kinds else "default"
     if kind in ("default", None):
         return theta, rotary.Scaling()
@@ -133,8 +135,8 @@ def _rope(values: Mapping[str, Any], where: str) -> tuple[float, rotary.Scaling]
         raise UserError(f"{where}: rope type {kind!r} is not supported (there are: default, linear, llama3)")
     trained = values.get("max_position_embeddings")  # what transformers takes in its place
     length = _integer(given, "original_max_position_embeddings", where, trained)
-    factors = [_number(given, name, where) for name in ("factor", "low_freq_factor", "high_freq_factor")]
-    return theta, rotary.Scaling("llama3", *factors, length)
+    factor, low, high = (_number(given, name, where) for name in ("factor", "low_freq_factor", "high_freq_factor"))
+    return theta, rotary.Scaling("llama3", factor, low, high, length)
 
 
 def _window(values: Mapping[str, Any], family: str, num_layers: int, where: str) -> tuple[int, tuple[int, ...]]:
@@ -149,7 +151,7 @@ def _window(values: Mapping[str, Any], family: str, num_layers: int, where: str)
     kinds = values.get("layer_types")
     if kinds is not None:
         if not isinstance(kinds, list) or len(kinds) != num_layers or set(kinds) - {SLIDING, FULL}:
-            raise DataError(f"{where}: layer_types {_short(kinds)} must name {SLIDING} or {FULL} for {num_layers} layers")
+            raise DataError(f"{where}: layer_types {_short(kinds)} must name {SLIDING} or {FULL} {num_layers} times")
         full = tuple(i for i, kind in enumerate(kinds) if kind == FULL)
         if family == "mistral" and full and len(full) < num_layers:
             raise UserError(f"{where}: transformers ignores layer_types of a mistral folder; use qwen2 or qwen3")

@@ -96,7 +96,11 @@ def _leave_out(
 
 
 def _check_names(
-    folder: Path, found: Mapping[str, shards.Entry], wanted: Mapping[str, tables.Row], missing: list[tables.Row], padded: set[str]
+    folder: Path,
+    found: Mapping[str, shards.Entry],
+    wanted: Mapping[str, tables.Row],
+    missing: list[tables.Row],
+    padded: set[str],
 ) -> None:
     unknown = sorted(name for name in set(found) - set(wanted) if name != LM_HEAD)
     misshapen, mistyped = [], []
@@ -123,7 +127,9 @@ def _check_names(
         raise DataError(f"{folder} does not hold this model; " + "; ".join(problems) + hint)
 
 
-def _leaf(read: Callable[..., np.ndarray], entry: shards.Entry, row: tables.Row, sharding: Any, dtype: Any) -> jax.Array:
+def _leaf(
+    read: Callable[..., np.ndarray], entry: shards.Entry, row: tables.Row, sharding: Any, dtype: Any
+) -> jax.Array:
     """One leaf on its sharding. Each part is read, checked, cast and moved on its own."""
     rows_there = entry.shape[0]
     mean: list[np.ndarray] = []
@@ -167,7 +173,7 @@ def _check_tied(read: Callable[..., np.ndarray], found: Mapping[str, shards.Entr
         part = (slice(start, min(start + 4096, rows)), slice(None))
         same = same and np.array_equal(read(EMBED, part), read(LM_HEAD, part))
     if not same:
-        raise DataError(f"{folder}: tie_word_embeddings is true, but {LM_HEAD} differs from {EMBED}; correct config.json")
+        raise DataError(f"{folder}: tie_word_embeddings is true, but {LM_HEAD} differs from {EMBED}")
 
 
 def save(
@@ -193,7 +199,7 @@ def save(
     """
     head = hf_config.exported_head(config, head)
     if head_fresh := [path for path in fresh if tables.HEAD_OF.get(path) == head]:
-        raise UserError(f"{listing(head_fresh)} still holds initial values: exporting it would give a model that guesses")
+        raise UserError(f"{listing(head_fresh)} still holds initial values: the exported model would guess")
     one_head = dataclasses.replace(config, heads=(head,))
     flat = _check_params(params, config)
     table = tables.by_name(tables.rows(decoder_specs(one_head)))

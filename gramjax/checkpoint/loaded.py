@@ -35,7 +35,11 @@ def placement(specs: Mapping[str, spec.Spec], shardings: Any, dtype: Any) -> tup
 
 
 def initialised(
-    specs: Mapping[str, spec.Spec], paths: Collection[str], places: Mapping[str, Any], dtypes: Mapping[str, Any], key: Any
+    specs: Mapping[str, spec.Spec],
+    paths: Collection[str],
+    places: Mapping[str, Any],
+    dtypes: Mapping[str, Any],
+    key: Any,
 ) -> dict[str, jax.Array]:
     """Initial values of the given paths, on their shardings."""
     if paths and key is None:

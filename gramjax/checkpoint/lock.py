@@ -63,7 +63,9 @@ class RunLock:
                 return self
         raise UserError(f"{self.path} comes and goes: another job starts and stops in this folder")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if json.loads(self.path.read_text()) == self._content:
                 self.path.unlink()

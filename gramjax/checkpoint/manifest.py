@@ -43,7 +43,7 @@ class Manifest:
 
 
 def named(state: Any) -> dict[str, Any]:
-    """Leaves of any pytree by path, `params/layers/000/attn/q`, `opt_state/0/mu/...`; the order of `jax.tree.leaves`."""
+    """Leaves of any pytree by path (`params/layers/000/attn/q`, `opt_state/0/mu/...`), in `jax.tree` order."""
     out: dict[str, Any] = {}
     for keys, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
         name = "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", None)))) for k in keys)
@@ -126,7 +126,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def check_leaves(step: int, saved: Mapping[str, Leaf], wanted: Mapping[str, Any], all_of_them: bool, dtypes: bool) -> None:
+def check_leaves(
+    step: int, saved: Mapping[str, Leaf], wanted: Mapping[str, Any], all_of_them: bool, dtypes: bool
+) -> None:
     """Raise UserError listing every leaf that is missing, unknown (`all_of_them`), misshapen or of another dtype."""
     wrong = [
         f"{name} is {saved[name]}, expected {list(leaf.shape)} {leaf.dtype}"

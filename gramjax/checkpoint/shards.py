@@ -63,7 +63,7 @@ def read_header(path: Path) -> dict[str, Entry]:
         if begin > end or min(entry.shape, default=0) < 0:
             raise DataError(f"{path}: the header entry of {name!r} is damaged")
         if width is not None and end - begin != width * math.prod(entry.shape):
-            raise DataError(f"{path}: {name} has {end - begin} bytes, its shape {entry.shape} {entry.dtype} needs others")
+            raise DataError(f"{path}: {name} has {end - begin} bytes, not what {entry.shape} {entry.dtype} needs")
         entries[name] = entry
         spans.append((begin, end, name))
     position = 0
@@ -116,7 +116,7 @@ def files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
 
 
 def entries(folder: Path) -> dict[str, Entry]:
-    """Every array of a folder by name; raises DataError when the index and the files do not agree, or a name is doubled."""
+    """Every array of a folder by name; raises DataError when index and files disagree, or a name is doubled."""
     paths, weight_map = files(folder)
     out: dict[str, Entry] = {}
     for path in paths:
@@ -209,7 +209,11 @@ def _write_file(path: Path, arrays: list[Planned]) -> None:
     position = 0
     for array in arrays:
         offsets = [position, position + array.nbytes]
-        header[array.name] = {"dtype": names[np.dtype(array.dtype)], "shape": list(array.shape), "data_offsets": offsets}
+        header[array.name] = {
+            "dtype": names[np.dtype(array.dtype)],
+            "shape": list(array.shape),
+            "data_offsets": offsets,
+        }
         position += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format asks for data aligned to 8 bytes
@@ -219,4 +223,4 @@ def _write_file(path: Path, arrays: list[Planned]) -> None:
             value = np.ascontiguousarray(array.make(), dtype=array.dtype)
             if value.shape != array.shape:
                 raise ValueError(f"{array.name}: planned {array.shape}, made {value.shape}")
-            file.write(value.reshape(-1).view(np.uint8))
+            file.write(value.reshape(-1).view(np.uint8).data)

@@ -45,10 +45,11 @@ class Source:
         key: jax.Array | None = None,
         pad_vocab: bool = False,
     ) -> Loaded:
-        """Parameters for `specs` of a model `config`, put on `shardings` in `dtype` (both may be trees) one leaf or group at a time.
+        """Parameters for `specs` of a model `config`, put on `shardings` in `dtype` (both may be trees).
 
-        `fresh` names heads that may be absent and then start from `key` (see `huggingface.load_params`). Heads that
-        `specs` do not want are left out with a note. Raises UserError or DataError naming every other difference.
+        They are read one leaf or group of leaves at a time. `fresh` names heads that may be absent and then start
+        from `key` (see `huggingface.load_params`). Heads that `specs` do not want are left out with a note. Raises
+        UserError or DataError naming every other difference.
         """
         if self.kind == "huggingface":
             return huggingface.load_params(self.path, specs, config, shardings, dtype, fresh, key, pad_vocab)
@@ -76,7 +77,6 @@ class Source:
             params = {p: jax.device_put(params[p].astype(jnp.dtype(dtypes[p])), places[p]) for p in rest}
         params.update(initialised(flat, new, places, dtypes, key))
         return Loaded(tree.unflatten(dict(sorted(params.items()))), tuple(sorted(new)), tuple(notes))
-
 
     def dtype(self) -> Any:
         """The dtype that the weights are stored in: float32 when they differ among themselves."""
@@ -134,7 +134,9 @@ def open_source(path: str | Path, step: int | None = None) -> Source:
         raise UserError(f"{path} is the checkpoint folder of a run: give {path.parent}")
     if (path / "state").is_dir() or (path / state.COMMITTED).exists() or (path / "manifest" / "metadata").exists():
         known = ", ".join(map(str, state.steps_of(path.parent.parent))) or "none"
-        raise UserError(f"{path} is one step of a run (steps there: {known}): give {path.parent.parent} and --step={path.name}")
+        raise UserError(
+            f"{path} is one step of a run (steps there: {known}): give {path.parent.parent} and --step={path.name}"
+        )
     if (path / "adapter_config.json").exists():
         raise UserError(f"{path} is an adapter (LoRA), not a model: merge it into its model first")
     if (path / "config.json").exists():
@@ -163,7 +165,7 @@ def _open_file(path: Path) -> Source:
     if path.suffix == ".bin":
         return Source("llama2c", path, llama2c.read_config(path))
     if path.suffix in REFUSED:
-        raise UserError(f"{path}: {path.suffix} files are not read (pickles can run code); convert to safetensors first")
+        raise UserError(f"{path}: {path.suffix} files are not read (pickles can run code); convert to safetensors")
     raise UserError(f"{path} is no model: give a run folder, a Hugging Face folder, or a llama2.c .bin file")
 
 

@@ -62,7 +62,9 @@ def choose(workdir: str | Path, step: int | None) -> list[int]:
     """Steps to try, newest first, or the one asked for; raises UserError that says which steps exist."""
     known = steps_of(workdir)
     if step is not None and step not in known:
-        raise UserError(f"{workdir} has no checkpoint of step {step} (there are: {', '.join(map(str, known)) or 'none'})")
+        raise UserError(
+            f"{workdir} has no checkpoint of step {step} (there are: {', '.join(map(str, known)) or 'none'})"
+        )
     if not known:
         raise UserError(f"{workdir} holds no complete checkpoint")
     return [step] if step is not None else known[::-1]
@@ -97,9 +99,9 @@ def _restore_group(folder: Path, group: dict[str, Any]) -> dict[str, jax.Array]:
         broken = group
         if len(group) > 1:
             broken = {name: leaf for name, leaf in group.items() if not _readable(folder, name, leaf)} or group
-        first = str(error).strip().splitlines()
+        first = (str(error).strip().splitlines() or [""])[0][:200]
         raise DataError(
-            f"{folder}: {manifest.listing(broken)} cannot be read ({type(error).__name__}: {first[0][:200] if first else ''})"
+            f"{folder}: {manifest.listing(broken)} cannot be read ({type(error).__name__}: {first})"
         ) from error
     for name, leaf in leaves.items():
         if not isinstance(leaf, jax.Array) or leaf.shape != group[name].shape or leaf.dtype != group[name].dtype:
@@ -151,7 +153,7 @@ def restore_params(
     verifies.
     """
     wanted = {f"params/{path}": leaf for path, leaf in tree.flatten(abstract_params).items()}
-    problems = []
+    problems: list[str] = []
     for candidate in choose(workdir, step):
         folder = Path(workdir) / FOLDER / str(candidate)
         try:
@@ -223,9 +225,14 @@ class Checkpoints:
 
         self.wait()
         self._retain()
-        leaves = {name: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for name, leaf in manifest.named(state).items()}
+        leaves = {
+            name: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+            for name, leaf in manifest.named(state).items()
+        }
         record = manifest.make(leaves, data_state, meta)
-        items = ocp.args.Composite(state=ocp.args.StandardSave(tree.unflatten(leaves)), manifest=ocp.args.JsonSave(record))
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(tree.unflatten(leaves)), manifest=ocp.args.JsonSave(record)
+        )
         with self._disk(step):
             saved = self._manager.save(step, args=items)
         if not saved:
@@ -323,5 +330,7 @@ class Checkpoints:
             text = str(error)
             if any(sign in text for sign in ("No space left", "RESOURCE_EXHAUSTED", "OUT_OF_RANGE", "quota")):
                 what = f"checkpoint {step}" if step is not None else "the last checkpoint"
-                raise UserError(f"{what} was not written: the disk of {self.workdir} is full; older ones are whole") from error
+                raise UserError(
+                    f"{what} was not written: the disk of {self.workdir} is full, older ones are whole"
+                ) from error
             raise

@@ -116,7 +116,7 @@ def rows(specs: Any) -> dict[str, Row]:
         layer = re.match(r"layers/(\d+)/", path)
         generic = re.sub(r"^layers/\d+/", "layers/*/", path)
         if generic not in table:
-            raise UserError(f"parameter {path} has no name in Hugging Face folders, so it can neither be read nor written")
+            raise UserError(f"parameter {path} has no name in Hugging Face folders, so it cannot be read or written")
         name, layout = table[generic]
         out[path] = Row(path, name.replace("*", str(int(layer[1]))) if layer else name, layout, tuple(leaf.shape))
     return out
