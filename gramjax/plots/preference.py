@@ -36,7 +36,7 @@ def draw_all(rows: Rows, results: Mapping[str, Any], folder: Path, optimum: floa
 def reliability(results: Mapping[str, Any], folder: Path) -> Drawn | None:
     """Accuracy against confidence, for one order and for the average of both."""
     tables = results.get("reliability") or {}
-    labels = {"one_order": "one order", "both_orders": "both orders, averaged", "scores": "scores"}
+    labels = {"one_order": "one order", "both_orders": "both orders", "scores": "scores"}
     tables = {name: tables[name] for name in labels if name in tables}
     if not tables:
         return None
@@ -64,7 +64,7 @@ def _draw_reliability(axes: Any, tables: Sequence[tuple[str, Mapping[str, Any]]]
     above.plot([0.5, 1], [0.5, 1], color=style.MUTED, linestyle=(0, (4, 3)), linewidth=1.2)
     colours = (style.ORANGE, style.BLUE) if len(tables) > 1 else (style.BLUE,)
     for number, ((label, table), colour) in enumerate(zip(tables, colours)):
-        ece = f"   ECE {table['ece']:.3f}" if table["ece"] is not None else ""
+        ece = f" (ECE {table['ece']:.3f})" if table["ece"] is not None else ""
         full = [b for b in table["bins"] if b["count"] >= FEW]
         above.plot([b["confidence"] for b in full], [b["accuracy"] for b in full], color=colour, zorder=3 + number)
         above.plot([], [], color=colour, marker="o", label=label + ece)
@@ -157,7 +157,7 @@ def margins(rows: Rows, folder: Path, optimum: float | None = None) -> Drawn:
         ],
     )
     shown = optimum if optimum is not None and math.isfinite(optimum) else None
-    picture = style.figure(_draw_margins, folder / "margins.png", (6.4, 3.6), edges, counts, values, shown)
+    picture = style.figure(_draw_margins, folder / "margins.png", (6.4, 3.7), edges, counts, values, shown)
     caption = (
         "Margin: how much the model prefers the chosen answer (logit, both orders averaged where there are two). "
         "Mistakes should be few and close to zero; the outermost bars hold everything beyond them."
@@ -183,7 +183,7 @@ def _draw_margins(
     axis.set_ylabel("Pairs")
     axis.set_xlim(edges[0] * 1.02, edges[-1] * 1.02)
     axis.grid(axis="x", visible=False)
-    axis.legend(loc="upper left")
+    axis.legend(loc="best")
 
 
 def bucket_label(bucket: Mapping[str, Any]) -> str:
@@ -209,7 +209,7 @@ def lengths(results: Mapping[str, Any], folder: Path) -> Drawn | None:
     numbers = style.write_table(folder / "lengths.csv", buckets)
     labels = [bucket_label(bucket).replace(" to ", " to\n").replace(" and", "\nand") for bucket in buckets]
     title = "Accuracy by how much longer the chosen answer is"
-    picture = style.figure(_draw_bars, folder / "lengths.png", (7.2, 3.6), labels, buckets, results, title)
+    picture = style.figure(_draw_bars, folder / "lengths.png", (6.4, 3.7), labels, buckets, results, title)
     caption = (
         "A judge that likes long answers rises from left to right, however good its mean. Whiskers: 95 % interval; "
         "solid line: all pairs; dashed: chance."
@@ -224,7 +224,7 @@ def subsets(results: Mapping[str, Any], folder: Path) -> Drawn | None:
         return None
     ranked = sorted(groups.items(), key=lambda item: -item[1]["accuracy"])[:30]
     numbers = style.write_table(folder / "subsets.csv", [{"subset": name} | group for name, group in groups.items()])
-    size = (7.2, 1.5 + 0.32 * len(ranked))
+    size = (6.4, 1.5 + 0.32 * len(ranked))
     picture = style.figure(_draw_dots, folder / "subsets.png", size, ranked, results)
     caption = "Accuracy and 95 % interval of each subset; solid line: all pairs; dashed: chance."
     return Drawn("subsets", "Which subsets are hard?", caption, picture, numbers)
@@ -238,7 +238,7 @@ def _draw_bars(
     axis.bar(labels, values, 0.62, color=style.SKY)
     axis.errorbar(labels, values, np.maximum(errors, 0), fmt="none", ecolor=style.INK, elinewidth=1.2, capsize=3)
     for place, group in enumerate(groups):
-        axis.text(place, 0.02, f"n = {group['num_pairs']:,}", ha="center", va="bottom", fontsize=8.5)
+        axis.text(place, 0.02, f"n = {group['num_pairs']:,}", ha="center", va="bottom", fontsize=8)
     axis.axhline(0.5, color=style.MUTED, linestyle=(0, (4, 3)), linewidth=1.2)
     if isinstance(results.get("accuracy"), float):
         axis.axhline(results["accuracy"], color=style.BLUE, linewidth=1.2)
@@ -247,7 +247,7 @@ def _draw_bars(
     axis.set_ylim(0, 1.05)
     axis.grid(axis="x", visible=False)
     if len(labels) > 5:
-        axis.tick_params(axis="x", labelsize=8.5)
+        axis.tick_params(axis="x", labelsize=8)
     style.percent(axis.yaxis)
 
 

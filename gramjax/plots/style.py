@@ -43,6 +43,7 @@ STYLE: dict[str, Any] = {
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
     "legend.fontsize": 9,
+    "text.parse_math": False,  # names come from data, and a dollar sign in one is a dollar sign
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
 }
@@ -66,18 +67,17 @@ def figure(
 
     Raises UserError naming the extra when matplotlib is not installed.
     """
-    runtime.need("matplotlib", "plot", "plot")
+    matplotlib = runtime.need("matplotlib", "plot", "plot")
     import logging
 
-    import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     logging.getLogger("matplotlib.font_manager").setLevel(
         logging.ERROR
     )  # a font of the list that is missing is no news
     with matplotlib.rc_context(STYLE):
-        canvas = Figure(figsize=size, layout="constrained", dpi=dpi)
-        canvas.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
+        canvas = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1), dpi=dpi)
         draw(canvas.subplots(**panels), *arguments)
         path.parent.mkdir(parents=True, exist_ok=True)
         canvas.savefig(path, metadata={"Software": None} if path.suffix == ".png" else None)

@@ -20,6 +20,9 @@ PANELS = (
 """Metrics that get a panel where a run has them, in order; at most four are drawn."""
 
 
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
 def series(entries: Entries, name: str) -> tuple[list[int], list[float]]:
     """Steps and values of a metric, without the entries that lack it."""
     found = [(e["step"], float(e[name])) for e in entries if isinstance(e.get(name), int | float)]
@@ -46,17 +49,16 @@ def curves(entries: Entries, folder: Path, phase: str = "") -> Drawn | None:
     name = f"training_{phase}" if phase else "training"
     keep = [n for n, _, _ in panels] + sorted({k for e in entries for k in e if k.endswith("/accuracy")})
     numbers = style.write_table(folder / f"{name}.csv", [{k: e.get(k) for k in ("step", *keep)} for e in entries])
-    columns = 2 if len(panels) > 1 else 1
+    columns = len(panels) if len(panels) < 4 else 2
     rows = math.ceil(len(panels) / columns)
-    size = (4.6 * columns, 2.7 * rows)
+    size = (9.2 if columns > 1 else 5.2, 2.8 * rows)
     picture = style.figure(
         _draw_curves, folder / f"{name}.png", size, entries, panels, nrows=rows, ncols=columns, squeeze=False
     )
     title = f"Training, phase {phase}" if phase else "Training"
-    caption = (
-        "Faint: every logged value; bold: their moving mean. Loss should fall and level off; dots are evaluations "
-        "on held-out pairs."
-    )
+    held_out = any(k.endswith("/accuracy") for e in entries for k in e) and any(n == "accuracy" for n, _, _ in panels)
+    caption = "Faint: every logged value; bold: their moving mean. Loss should fall and level off"
+    caption += "; dots are evaluations on held-out pairs." if held_out else "."
     return Drawn(name, title, caption, picture, numbers)
 
 
@@ -91,7 +93,7 @@ def _draw_curves(axes: Any, entries: Entries, panels: Sequence[tuple[str, str, s
             power = math.floor(math.log10(top) + 0.1) if top > 0 else 0
             axis.set_ylim(0, top * 1.1 or 1)
             axis.yaxis.set_major_formatter(lambda value, _, power=power: f"{value / 10.0**power:.4g}")
-            axis.set_title(f"{title} ($\\times 10^{{{power}}}$)" if power else title)
+            axis.set_title(f"{title} (× 10{str(power).translate(RAISED)})" if power else title)
         if len(set(steps)) > 1:
             axis.set_xlim(0, max(steps) * 1.01)
         axis.xaxis.get_major_locator().set_params(integer=True)

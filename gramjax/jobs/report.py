@@ -1,0 +1,19 @@
+"""Write the report of a run, or of one run beside another: figures, tables, one HTML file.
+
+`gramjax report RUN [RUN_B] [--output=FILE]` writes RUN/report.html and the figures, with the numbers behind each, to
+RUN/plots/. With RUN_B the report compares the two: paired difference of accuracy, losses over each other, settings.
+"""
+
+from gramjax.core import flags
+from gramjax.plots import report
+
+
+def main(argv: list[str]) -> int:
+    """Write the report and print where it is."""
+    parser = flags.Parser("gramjax report", description=__doc__)
+    parser.add_argument("run", help="run folder of a training or an evaluation")
+    parser.add_argument("other", nargs="?", help="a second run folder to compare with")
+    parser.add_argument("--output", help="write the page here instead of RUN/report.html")
+    arguments = parser.parse_args(argv)
+    print(f"report  {report.write_report(arguments.run, arguments.other, arguments.output)}")
+    return 0

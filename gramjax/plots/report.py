@@ -1,0 +1,391 @@
+"""The report of a run: one HTML file that needs nothing beside it, for a person who was not there.
+
+It is made from the files of the run folder alone, so it can be made again at any time, also of a run that is still
+going. Everything that came out of a file is escaped.
+"""
+
+import base64
+import html
+import math
+import shlex
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gramjax.core import statistics
+from gramjax.core.errors import UserError
+from gramjax.plots import files, preference, training
+from gramjax.plots.files import RunFiles
+from gramjax.plots.style import Drawn
+
+STYLE = """
+:root { --ink: #1f2430; --muted: #6b7280; --line: #e5e7eb; --soft: #f6f7f9; --blue: #0072b2; --red: #d55e00; }
+* { box-sizing: border-box; }
+body { margin: 0; color: var(--ink); background: #fff; font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto,
+  "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 80px; }
+h1 { font-size: 28px; line-height: 1.2; margin: 0 0 4px; letter-spacing: -0.01em; overflow-wrap: anywhere; }
+h2 { font-size: 19px; margin: 44px 0 14px; padding-bottom: 6px; border-bottom: 1px solid var(--line); }
+h3 { font-size: 15px; margin: 0 0 4px; }
+p { margin: 6px 0; max-width: 78ch; } .muted { color: var(--muted); } small { color: var(--muted); }
+code, pre { font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
+pre { background: var(--soft); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px; overflow-x: auto;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
+.badge { display: inline-block; font-size: 12px; font-weight: 600; border-radius: 99px; padding: 1px 10px;
+  background: #e6f4ee; color: #00664b; vertical-align: 5px; margin-left: 8px; }
+.badge.open { background: #fdf1e3; color: #9a4500; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; margin: 22px 0 8px; }
+.card { border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
+.card b { display: block; font-size: 26px; line-height: 1.25; font-weight: 650; font-variant-numeric: tabular-nums; }
+.card span { font-size: 13px; color: var(--muted); display: block; }
+.card span.name { color: var(--ink); font-weight: 600; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 28px 32px;
+  align-items: start; }
+figure { margin: 0; } figure.wide { grid-column: 1 / -1; } figure img { width: 100%; height: auto; display: block; }
+figcaption { font-size: 13.5px; color: var(--muted); margin-top: 4px; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 14px; margin: 8px 0; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: 5px 18px 5px 0; border-bottom: 1px solid var(--line); vertical-align: top;
+  overflow-wrap: anywhere; }
+th { font-weight: 600; font-size: 13px; color: var(--muted); white-space: nowrap; } .n { text-align: right; }
+a { color: var(--blue); }
+@media (max-width: 560px) { .figures { grid-template-columns: 1fr; } main { padding: 24px 16px 60px; } }
+@media print { main { padding: 0; } figure, .card { break-inside: avoid; } }
+"""
+
+WIDE = ("training", "overlay")
+"""Figures that take the whole width (names that start so)."""
+
+
+def write_report(run_folder: str | Path, other: str | Path | None = None, output: str | Path | None = None) -> Path:
+    """Write `RUN/report.html` (or `output`), with the figures also in `RUN/plots/`; returns its path.
+
+    With a second run the report compares the two. Without matplotlib the report is written with tables only and says
+    so. Raises UserError when a folder holds no run, DataError for a broken file in it.
+    """
+    run = files.read_run(run_folder)
+    second = None if other is None else files.read_run(other)
+    missing = ""
+    drawn: list[Drawn] = []
+    try:
+        drawn = draw(run, second)
+    except UserError as error:
+        missing = str(error)
+    page = Path(output) if output else run.folder / "report.html"
+    text = render(run, drawn, second, missing, page.parent)
+    new = page.with_name(page.name + ".new")
+    new.parent.mkdir(parents=True, exist_ok=True)
+    new.write_text(text, "utf-8")
+    new.replace(page)
+    return page
+
+
+def draw(run: RunFiles, second: RunFiles | None = None, folder: Path | None = None) -> list[Drawn]:
+    """Write every figure that the files of a run allow to `plots/`, with the numbers behind each beside it."""
+    folder = folder or run.folder / "plots"
+    drawn: list[Drawn | None] = []
+    if second is not None:
+        drawn.append(training.overlay(run.entries, second.entries, folder, two_names(run, second)))
+    for name, rows in run.rows.items():
+        if rows and "probability" in rows[0]:
+            target = folder if name == "preference" else folder / name
+            drawn += preference.draw_all(rows, run.evals[name], target, optimum(run.config))
+    for name, phase in run.phases.items():
+        drawn.append(training.curves(phase.entries, folder, name))
+    drawn.append(training.curves(run.entries, folder))
+    return [figure for figure in drawn if figure is not None]
+
+
+def optimum(config: Mapping[str, Any]) -> float | None:
+    """The finite margin at which a label-smoothed loss is smallest, log((1 - eps) / eps); None without smoothing."""
+    objective = config.get("objective") or {}
+    eps = objective.get("label_smoothing") or 0.0
+    if objective.get("smoothing_convention") == "uniform":
+        eps /= 2
+    return math.log((1 - eps) / eps) if 0 < eps < 0.5 else None
+
+
+def two_names(run: RunFiles, second: RunFiles) -> tuple[str, str]:
+    """Names that tell two runs apart."""
+    return (run.name, second.name) if run.name != second.name else (str(run.folder), str(second.folder))
+
+
+# --- HTML
+
+
+def e(value: Any) -> str:
+    """A value as escaped text; numbers with four digits, None as a dash."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return html.escape(str(value))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """An HTML table; columns whose values are all numbers stand right."""
+    rows = [list(row) for row in rows]
+    if not rows:
+        return ""
+    right = [all(isinstance(row[i], int | float | None.__class__) for row in rows) for i in range(len(head))]
+    classes = ['class="n"' if r else "" for r in right]
+    top = "".join(f"<th {c}>{e(name)}</th>" for name, c in zip(head, classes))
+    body = "".join("<tr>" + "".join(f"<td {c}>{e(v)}</td>" for v, c in zip(row, classes)) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def percent(value: Any) -> str:
+    """A share as text."""
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def card(name: str, value: str, note: str = "") -> str:
+    """One headline number."""
+    return f'<div class="card"><span class="name">{e(name)}</span><b>{e(value)}</b><span>{e(note)}</span></div>'
+
+
+def picture(drawn: Drawn, beside: Path) -> str:
+    """A figure with its picture inside the page, and a link to the numbers behind it."""
+    data = base64.b64encode(drawn.picture.read_bytes()).decode()
+    wide = ' class="wide"' if drawn.name.startswith(WIDE) else ""
+    source = link(drawn.numbers, beside, "numbers")
+    return (
+        f'<figure{wide}><h3>{e(drawn.title)}</h3><img alt="{e(drawn.title)}: {e(drawn.caption)}" '
+        f'src="data:image/png;base64,{data}"><figcaption>{e(drawn.caption)} {source}</figcaption></figure>'
+    )
+
+
+def link(target: Path, beside: Path, text: str = "") -> str:
+    """A link from the page to a file, relative where both are in one tree."""
+    try:
+        address = target.resolve().relative_to(beside.resolve()).as_posix()
+    except ValueError:
+        address = target.resolve().as_uri()
+    return f'<a href="{html.escape(address, quote=True)}">{e(text or address)}</a>'
+
+
+def render(run: RunFiles, drawn: Sequence[Drawn], second: RunFiles | None, missing: str, beside: Path) -> str:
+    """The whole page."""
+    title = files.config_name(run) or run.name
+    state = '<span class="badge">done</span>' if run.done else '<span class="badge open">not finished</span>'
+    if not run.entries:
+        state = ""
+    parts = [
+        f"<h1>{e(title)}{state}</h1>",
+        f'<p class="muted">{e(str(run.folder))} · report of {time.strftime("%Y-%m-%d %H:%M")}</p>',
+        "".join(headline(results) for results in run.evals.values()),
+        what_ran(run),
+        comparison(run, second) if second is not None else "",
+    ]
+    if missing:
+        parts.append(f"<h2>Figures</h2><p>There are none: {e(missing)}</p>")
+    if drawn:
+        pictures = "".join(picture(figure, beside) for figure in drawn)
+        parts.append(f'<h2>Figures</h2><div class="figures">{pictures}</div>')
+    parts += [training_table(run), evaluation(run), data(run), environment(run), where(run, beside)]
+    body = "\n".join(part for part in parts if part)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{e(title)} · gramjax</title><style>{STYLE}</style></head>\n"
+        f"<body><main>\n{body}\n</main></body></html>\n"
+    )
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """The cards on top: what the run is worth."""
+    if "accuracy" not in results:
+        return ""
+    low, high = results.get("accuracy_bootstrap_low"), results.get("accuracy_bootstrap_high")
+    cards = [
+        card(
+            "Accuracy",
+            percent(results["accuracy"]),
+            f"95 % interval {percent(low)} to {percent(high)}, {e(results.get('num_pairs'))} pairs",
+        )
+    ]
+    if results.get("swap_consistency") is not None:
+        cards.append(card("Swap consistency", percent(results["swap_consistency"]), "same answer in both orders"))
+    if results.get("position_bias") is not None:
+        note = "0: none; +1: always the first answer"
+        cards.append(card("Position bias", f"{results['position_bias']:+.3f}", note))
+    if results.get("ece") is not None:
+        before = results.get("ece_one_order")
+        note = f"one order alone: {before:.3f}" if before is not None else "0: as often right as it says"
+        cards.append(card("Calibration error", f"{results['ece']:.3f}", note))
+    if results.get("mean_reward") is not None:
+        note = f"rewards from {e(results.get('min_reward'))} to {e(results.get('max_reward'))}"
+        cards.append(card("Margin", e(results.get("margin")), note))
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def what_ran(run: RunFiles) -> str:
+    """Command, method and the settings that were changed on the command line."""
+    command = [str(word) for word in run.environment.get("command") or []]
+    if command:
+        command[0] = Path(command[0]).name.replace("__main__.py", "gramjax")
+    objective = run.config.get("objective") or {}
+    stages = [*run.phases.values(), run] if run.phases else [run]
+    methods = []
+    for stage in stages:
+        chosen = stage.config.get("objective") or {}
+        label = " · ".join(str(v) for v in (chosen.get("name"), chosen.get("stage")) if v)
+        if label:
+            methods.append(label)
+    facts = [("method", " → ".join(methods))] if methods else []
+    facts += [("label smoothing", objective["label_smoothing"])] if objective.get("label_smoothing") else []
+    flat = files.flat(run.config)
+    for name, setting in (
+        ("start weights", "model.path"),
+        ("training rows", "data.train"),
+        ("held-out rows", "data.valid"),
+        ("judged rows", "data.path"),
+        ("seed", "seed"),
+    ):
+        value = flat.get(setting)
+        if value not in (None, "", [], ()):
+            facts.append((name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)))
+    facts += [(f"config.{k}", f"{v} (command line)") for k, v in files.flat(run.overrides).items()]
+    shown = f"<pre>{e(shlex.join(command))}</pre>" if command else ""
+    return f"<h2>What ran</h2>{shown}{table(('setting', 'value'), facts)}"
+
+
+def training_table(run: RunFiles) -> str:
+    """First, middle and last log events of every phase."""
+    out = []
+    names = ("step", "epoch", "loss", "accuracy", "margin", "learning_rate", "num_tokens", training.SPEED)
+    heads = {"learning_rate": "learning rate", "num_tokens": "tokens", training.SPEED: "tokens / s / device"}
+    for name, phase in [*run.phases.items(), ("", run)]:
+        logged = [entry for entry in phase.entries if "loss" in entry]
+        if not logged:
+            continue
+        places = sorted({round(i * (len(logged) - 1) / 5) for i in range(6)})
+        columns = [n for n in names if any(n in logged[p] for p in places)]
+        rows = [[logged[p].get(n) for n in columns] for p in places]
+        title = f"<h3>Phase {e(name)}</h3>" if name else ("<h3>Last phase</h3>" if run.phases else "")
+        out.append(title + table([heads.get(n, n) for n in columns], rows))
+    return f"<h2>Training</h2>{''.join(out)}" if out else ""
+
+
+def evaluation(run: RunFiles) -> str:
+    """All numbers of every eval, its tables by subset and length, and its most confident mistakes."""
+    out = []
+    for name, results in run.evals.items():
+        out.append(f"<h2>Evaluation: {e(name)}</h2>")
+        numbers = [(k, v) for k, v in results.items() if v is None or isinstance(v, int | float | str)]
+        half = -(-len(numbers) // 2)
+        pairs = [(*numbers[i], *(numbers[i + half] if i + half < len(numbers) else ("", ""))) for i in range(half)]
+        out.append(table(("metric", "value", "metric", "value"), pairs))
+        out += [f"<p>{e(note)}</p>" for note in (results.get("notes") or {}).values()]
+        heads = ("pairs", "right", "ties", "accuracy", "95 % interval")
+        groups = results.get("subsets") or {}
+        if len(groups) > 1:
+            out.append("<h3>By subset</h3>" + table(("subset", *heads), [(k, *_group(g)) for k, g in groups.items()]))
+        buckets = results.get("length_buckets") or []
+        if buckets:
+            unit = "relative length" if buckets[0].get("unit") != "characters" else "characters"
+            first = f"chosen longer by ({unit})"
+            rows = [(preference.bucket_label(b), *_group(b)) for b in buckets]
+            out.append("<h3>By length difference</h3>" + table((first, *heads), rows))
+        out.append(mistakes(run.rows.get(name) or []))
+    return "".join(out)
+
+
+def _group(group: Mapping[str, Any]) -> tuple[Any, ...]:
+    interval = f"{percent(group['low'])} to {percent(group['high'])}"
+    return group["num_pairs"], group["num_correct"], group["ties"], percent(group["accuracy"]), interval
+
+
+def mistakes(rows: Sequence[Mapping[str, Any]], most: int = 5) -> str:
+    """The pairs that the model got wrong with most confidence."""
+    wrong = [r for r in rows if r.get("probability") is not None and not r.get("correct")]
+    wrong = sorted(wrong, key=lambda r: r["probability"])[:most]
+    if not wrong:
+        return ""
+    cells = [(r["id"], r["subset"] or None, percent(r["probability"]), r["margin"], r.get("num_tokens")) for r in wrong]
+    head = ("id", "subset", "probability of the chosen answer", "margin", "tokens")
+    return "<h3>Most confident mistakes</h3>" + table(head, cells)
+
+
+def data(run: RunFiles) -> str:
+    """Rows, examples, and what was left out and why, for training and for each evaluation."""
+    out = []
+    for name, phase in [*run.phases.items(), ("", run)]:
+        counts = phase.data
+        if counts:
+            label = f"phase {name}" if name else "training"
+            dropped = counts.get("dropped") or {}
+            lost = [(reason, found[0], found[1]) for reason, found in dropped.items()]
+            out.append(f"<p>{e(label)}: {e(counts.get('rows'))} rows, {e(counts.get('examples'))} examples.</p>")
+            out.append(table(("left out because", "rows", "first"), lost))
+    for name, results in run.evals.items():
+        total = results.get("num_pairs", results.get("num_rows"))
+        text = f"{e(name)}: {e(total)} used, {e(results.get('num_skipped', 0))} left out"
+        text += f", {e(results['num_shortened'])} shortened to fit" if results.get("num_shortened") else ""
+        out.append(f"<p>{text}.</p>")
+        skipped = results.get("skipped") or {}
+        lost = [(reason, found["count"], found["first"]) for reason, found in skipped.items()]
+        out.append(table(("left out because", "rows", "first"), lost))
+    return f"<h2>Data</h2>{''.join(out)}" if out else ""
+
+
+def environment(run: RunFiles) -> str:
+    """Versions and devices."""
+    known = run.environment
+    if not known:
+        return ""
+    rows = [(k, known[k]) for k in ("gramjax", "commit", "python", "system", "cpus") if known.get(k)]
+    devices = known.get("devices") or {}
+    if devices:
+        rows.append(("devices", f"{devices.get('count')} × {devices.get('kind')} ({devices.get('backend')})"))
+    rows += [(name, version) for name, version in (known.get("versions") or {}).items() if version]
+    rows += [(name, value) for name, value in (known.get("variables") or {}).items()]
+    return f"<h2>Environment</h2>{table(('', ''), [(k, str(v)) for k, v in rows])}"
+
+
+def where(run: RunFiles, beside: Path) -> str:
+    """Links to what the run left."""
+    names = ("config.json", "overrides.json", "env.json", "data.json", "metrics.jsonl", "eval", "plots", "checkpoints")
+    found = [run.folder / name for name in names if (run.folder / name).exists()]
+    found += sorted((run.folder / "eval").glob("*.json*"))
+    return "<h2>Files</h2><p>" + " · ".join(link(path, beside) for path in found) + "</p>" if found else ""
+
+
+def comparison(run: RunFiles, second: RunFiles) -> str:
+    """Both runs beside each other, and the paired difference of their accuracies on the pairs that both judged."""
+    names = two_names(run, second)
+    out = ["<h2>Comparison</h2>"]
+    for name in run.evals.keys() & second.evals.keys():
+        one, two = run.evals[name], second.evals[name]
+        keys = [k for k in one if k in two and isinstance(one[k], int | float) and isinstance(two[k], int | float)]
+        result = paired(run.rows.get(name) or [], second.rows.get(name) or [])
+        if result is not None:
+            clear = "clear" if result.low > 0 or result.high < 0 else "no clear"
+            out.append(
+                f"<p><b>{e(name)}</b>: on {e(result.num_pairs)} pairs that both judged, the accuracy of {e(names[0])} "
+                f"minus that of {e(names[1])} is {100 * result.mean:+.1f} points, 95 % interval "
+                f"{100 * result.low:+.1f} to {100 * result.high:+.1f} (paired bootstrap, p = {result.p_value:.3g}): "
+                f"{clear} difference.</p>"
+            )
+        keys = [k for k in keys if not k.endswith(("_low", "_high")) and k not in ("step", "accuracy_micro")]
+        rows = [(k, float(one[k]), float(two[k]), float(one[k]) - float(two[k])) for k in keys]
+        out.append(table(("metric", *names, "difference"), rows))
+    before, after = files.flat(run.config), files.flat(second.config)
+    changed = [(k, before.get(k), after.get(k)) for k in {**before, **after} if before.get(k) != after.get(k)]
+    shown = [(f"config.{k}", str(a), str(b)) for k, a, b in changed]
+    out.append("<h3>Settings that differ</h3>" + (table(("setting", *names), shown) or "<p>None.</p>"))
+    return "".join(out)
+
+
+def paired(one: Sequence[Mapping[str, Any]], two: Sequence[Mapping[str, Any]]) -> statistics.Difference | None:
+    """Paired bootstrap over the rows that both files hold, matched by id; None when there are none."""
+    right = {row["id"]: bool(row["correct"]) for row in two if "correct" in row}
+    both = [(bool(row["correct"]), right[row["id"]]) for row in one if "correct" in row and row["id"] in right]
+    if not both:
+        return None
+    return statistics.paired_bootstrap([a for a, _ in both], [b for _, b in both])
