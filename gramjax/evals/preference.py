@@ -213,7 +213,7 @@ def _order(row: Mapping[str, Any], config: Config, method: str) -> str:
 def _render(row: Mapping[str, Any], renderer: Any, order: str) -> tuple[np.ndarray, ...]:
     prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
     if order == "none":
-        texts = [renderer.completion(prompt, answer)[0] for answer in (chosen, rejected)]
+        texts = [ids for ids, _ in renderer.completion_pair(prompt, chosen, rejected)]
     else:
         orders = {"chosen_first": (chosen, rejected), "rejected_first": (rejected, chosen)}
         shown = orders.values() if order == "both" else (orders[order],)

@@ -27,7 +27,7 @@ body { margin: 0; color: var(--ink); background: #fff; font: 15px/1.55 system-ui
 main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 80px; }
 h1 { font-size: 28px; line-height: 1.2; margin: 0 0 4px; letter-spacing: -0.01em; overflow-wrap: anywhere; }
 h2 { font-size: 19px; margin: 44px 0 14px; padding-bottom: 6px; border-bottom: 1px solid var(--line); }
-h3 { font-size: 15px; margin: 0 0 4px; }
+h3 { font-size: 15px; margin: 22px 0 4px; } figure h3 { margin-top: 0; }
 p { margin: 6px 0; max-width: 78ch; } .muted { color: var(--muted); } small { color: var(--muted); }
 code, pre { font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 pre { background: var(--soft); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px; overflow-x: auto;

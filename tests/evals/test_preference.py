@@ -11,6 +11,7 @@ import pytest
 from gramjax.core import judgements, plugins, spec, statistics
 from gramjax.core.config import DataSection
 from gramjax.core.errors import DataError, UserError
+from gramjax.data import text, tokenizer
 from gramjax.data.rows import Drop
 from gramjax.evals import preference
 from gramjax.models import heads
@@ -39,18 +40,18 @@ class Letters:
     def judge(self, prompt, first, second):
         return self.fit([1, *self.ids(prompt), 2, *self.ids(first), 3, *self.ids(second), 4])
 
-    def completion(self, prompt, answer):
-        if not answer:
+    def completion_pair(self, prompt, chosen, rejected):
+        if not chosen or not rejected:
             raise Drop("empty answer")
-        ids = self.fit([1, *self.ids(prompt), 2, *self.ids(answer), 4])
-        return ids, [0.0] * len(ids)
+        pair = [self.fit([1, *self.ids(prompt), 2, *self.ids(answer), 4]) for answer in (chosen, rejected)]
+        return [(ids, [0.0] * len(ids)) for ids in pair]
 
 
 def rows(count=21, seed=0):
     generator = np.random.default_rng(seed)
-    text = lambda: "".join(chr(c) for c in generator.integers(97, 123, generator.integers(1, 40)))  # noqa: E731
+    words = lambda: "".join(chr(c) for c in generator.integers(97, 123, generator.integers(1, 40)))  # noqa: E731
     return [
-        {"id": str(i), "subset": "odd" if i % 2 else "even", "prompt": text(), "chosen": text(), "rejected": text()}
+        {"id": str(i), "subset": "odd" if i % 2 else "even", "prompt": words(), "chosen": words(), "rejected": words()}
         for i in range(count)
     ]
 
@@ -258,6 +259,44 @@ def test_a_scorer_is_compiled_once_per_shape_and_can_be_kept(networks):
     for _ in range(2):
         dict(preference.evaluate(counting, weights, Letters(), rows(), config, scorer=scorer))
     assert len(traces) == 2
+
+
+@pytest.mark.parametrize("kind", ["judge", "score"])
+def test_with_the_real_renderer(networks, kind):
+    """Bytes as tokens: dialogues and plain rows, a row that is shortened, the same scores in any batch and order."""
+    decoder = plugins.load("models", "decoder")
+    bytes_ = tokenizer.byte_level(chat_template="chatml")
+    section = DataSection(max_length=400, judge_prompt="Which answer is better?")
+    renderer = text.Renderer(bytes_, section)
+    config = dataclasses.replace(networks[kind][0].config, vocab_size=bytes_.vocab_size)
+    model = models.Model(decoder, config)
+    weights = model.pack(spec.init_params(model.specs(), jax.random.key(1)))
+    say = lambda role, content: [{"role": role, "content": content}]  # noqa: E731
+    given = [
+        {"id": "plain", "prompt": "What is 2 + 2?", "chosen": "Four.", "rejected": "Perhaps five, or six."},
+        {
+            "id": "chat",
+            "prompt": say("user", "Hi"),
+            "chosen": say("assistant", "Hello!"),
+            "rejected": say("assistant", ""),
+        },
+        {"id": "long", "prompt": "Say a lot.", "chosen": "word " * 90, "rejected": "no"},
+    ]
+    settings = preference.Config(batch_size=4, buckets=(512,), bootstrap_samples=10)
+    scorer = preference.make_scorer(model, renderer, settings)
+
+    def judge(rows_):
+        written = []
+        found = dict(preference.evaluate(model, weights, renderer, rows_, settings, written.append, scorer=scorer))
+        return found, {record["id"]: record for record in written}
+
+    metrics, together = judge(given)
+    assert metrics["num_pairs"] == 3 and metrics["num_shortened"] == 1
+    assert together["long"]["shortened"] and together["long"]["num_tokens"] <= 400
+    for row in given[::-1]:
+        _, alone = judge([row])
+        assert alone[row["id"]]["margin"] == pytest.approx(together[row["id"]]["margin"], abs=1e-5)
+    assert len({round(record["margin"], 4) for record in together.values()}) == 3
 
 
 def test_metrics_of_hand_made_rows():
