@@ -17,6 +17,10 @@ from gramjax.core import statistics
 from gramjax.core.errors import DataError
 
 
+HEADLINES = ("accuracy", "swap_consistency", "position_bias", "ece", "num_pairs")
+"""What comes first: a progress line shows the first few."""
+
+
 def summarise(
     records: Sequence[Mapping[str, Any]],
     bins: int = 10,
@@ -33,6 +37,20 @@ def summarise(
     """
     if not records:
         raise DataError("there are no judged pairs to count")
+    found = dict(_all(records, bins, bootstrap_samples, seed, length_edges, length_difference))
+    yield from ((name, found.pop(name)) for name in HEADLINES)
+    yield from found.items()
+
+
+def _all(
+    records: Sequence[Mapping[str, Any]],
+    bins: int,
+    bootstrap_samples: int,
+    seed: int,
+    length_edges: Sequence[float],
+    length_difference: str,
+) -> Iterator[tuple[str, Any]]:
+    """Everything that `summarise` yields."""
     correct = np.array([r["correct"] for r in records])
     low, high = statistics.wilson(int(correct.sum()), len(records))
     boot_low, boot_high = statistics.bootstrap(correct, bootstrap_samples, seed)

@@ -93,7 +93,7 @@ def draw(run: RunFiles, second: RunFiles | None = None, folder: Path | None = No
             drawn += preference.draw_all(rows, run.evals[name], target, optimum(run.config))
     for name, phase in run.phases.items():
         drawn.append(training.curves(phase.entries, folder, name))
-    drawn.append(training.curves(run.entries, folder))
+    drawn.append(training.curves(run.entries, folder, title="Training, last phase" if run.phases else "Training"))
     return [figure for figure in drawn if figure is not None]
 
 

@@ -38,7 +38,7 @@ def smooth(values: Sequence[float], span: int) -> list[float]:
     return out
 
 
-def curves(entries: Entries, folder: Path, phase: str = "") -> Drawn | None:
+def curves(entries: Entries, folder: Path, phase: str = "", title: str = "Training") -> Drawn | None:
     """Loss, accuracy, learning rate and throughput over the steps; None when nothing was logged."""
     panels = [panel for panel in PANELS if series(entries, panel[0])[0]]
     if any(name == "accuracy" for name, _, _ in panels):
@@ -55,7 +55,7 @@ def curves(entries: Entries, folder: Path, phase: str = "") -> Drawn | None:
     picture = style.figure(
         _draw_curves, folder / f"{name}.png", size, entries, panels, nrows=rows, ncols=columns, squeeze=False
     )
-    title = f"Training, phase {phase}" if phase else "Training"
+    title = f"Training, phase {phase}" if phase else title
     held_out = any(k.endswith("/accuracy") for e in entries for k in e) and any(n == "accuracy" for n, _, _ in panels)
     caption = "Faint: every logged value; bold: their moving mean. Loss should fall and level off"
     caption += "; dots are evaluations on held-out pairs." if held_out else "."
@@ -81,7 +81,7 @@ def _draw_curves(axes: Any, entries: Entries, panels: Sequence[tuple[str, str, s
                 mark = (style.RED, style.INK, style.PURPLE)[number % 3]
                 label = f"held out ({key.split('/')[1]})"
                 axis.plot(held_steps, held, "o", color=mark, markersize=6, label=label, clip_on=False, zorder=4)
-                axis.legend(loc="lower right")
+                axis.legend(loc="best")
             lowest = min([*values, *(v for e in entries for k, v in e.items() if k.endswith("/accuracy"))])
             axis.set_ylim(max(min(lowest - 0.03, 0.45), 0), 1.02)
             style.percent(axis.yaxis)
@@ -94,8 +94,7 @@ def _draw_curves(axes: Any, entries: Entries, panels: Sequence[tuple[str, str, s
             axis.set_ylim(0, top * 1.1 or 1)
             axis.yaxis.set_major_formatter(lambda value, _, power=power: f"{value / 10.0**power:.4g}")
             axis.set_title(f"{title} (× 10{str(power).translate(RAISED)})" if power else title)
-        if len(set(steps)) > 1:
-            axis.set_xlim(0, max(steps) * 1.01)
+        axis.set_xlim(0, max(steps) * 1.02)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_xlabel("Optimiser step")
 

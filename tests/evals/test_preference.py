@@ -280,7 +280,7 @@ def test_with_the_real_renderer(networks, kind):
             "chosen": say("assistant", "Hello!"),
             "rejected": say("assistant", "Go away."),
         },
-        {"id": "long", "prompt": "Say a lot.", "chosen": "word " * 180, "rejected": "no"},
+        {"id": "long", "prompt": "Say a lot.", "chosen": "word " * 180, "rejected": "No, certainly not."},
     ]
     settings = preference.Config(batch_size=4, buckets=(640,), bootstrap_samples=10)
     scorer = preference.make_scorer(model, renderer, settings)
