@@ -220,8 +220,9 @@ class _Reading:
             raise row_types.missing(shown, where, self.wanted[:1]) from None
         if not self.detected:
             self.detected, self.began = kind, where
-        elif kind != self.detected and not (self.wanted and kind in self.wanted):
-            raise DataError(f"{where}: has {row_types.columns(shown)} ({kind}), but {self.began} is {self.detected}")
+        elif kind != self.detected and not self.wanted:
+            has = row_types.columns(shown)
+            raise row_types.WrongColumns(f"{where}: has {has} ({kind}), but {self.began} is {self.detected}")
         row = row_types.normalise(row, kind, where)
         for target in self.wanted or (kind,):
             made = row_types.converted(row, kind, target)

@@ -262,7 +262,7 @@ def build(
     source = "" if off else template.find(chat_template) if chat_template else own_template
     if source:
         template.check(source)
-    notes = (note,) if note else ()
+    notes: tuple[str, ...] = (note,) if note else ()
     if chat_template == "chatml" and library.token_to_id("<|im_end|>") is None:
         notes += ("chatml's <|im_start|> and <|im_end|> are no tokens of this tokenizer; they are written as text",)
     return Tokenizer(library, plain, ids["bos"], ids["eos"], pad_id, adds_bos, source, off, notes, config or {})
