@@ -7,7 +7,7 @@ Settings of the released Qwen3 models: stage 1 lr 1e-5, 1 epoch, 256 pairs a ste
 pairs a step, label smoothing 0.1 in the uniform convention (eps 0.05). Stage 1 takes unlabelled pairs, or labelled
 ones without looking at their labels; give it a set of its own with
 --config.phases.stage1.data.train="('unlabelled.jsonl',)".
-Hardware: 8 accelerators with 80 GB for an 8B model; `--dry_run` shows sizes. Expected (8B, published): RewardBench 85.1.
+Hardware: 8 accelerators with 80 GB for an 8B model; `--dry_run` shows sizes. Published for 8B: RewardBench 85.1.
 """
 
 from ml_collections import ConfigDict
@@ -24,8 +24,8 @@ def get_config() -> ConfigDict:
             "stage1": {
                 "objective": {"stage": "pretrain"},
                 "optim": {"lr": 1e-5},
-                "train": {"batch_size": 256, "epochs": 1.0, "eval_every": 0, "save_every": 500},
-                "data": {"train": (), "packing": False},
+                "train": {"batch_size": 256, "epochs": 1.0, "evaluate": False, "save_every": 500},
+                "data": {"train": ()},
             },
             "stage2": {
                 "objective": {"stage": "finetune", "label_smoothing": 0.05},

@@ -131,6 +131,8 @@ class TrainSection:
     """Tokens whose vocabulary logits exist at once in the loss."""
     log_every: int = 10
     """Steps between log entries."""
+    evaluate: bool = True
+    """Run the evals of `config.evals` on `config.data.valid` at the end and every `eval_every` steps."""
     eval_every: int = 0
     """Steps between evaluations; 0: only at the end."""
     save_every: int = 0
@@ -205,20 +207,16 @@ def section(values: Any, record: type[T], where: str) -> T:
 
     Raises UserError naming the field for an unknown or missing key and for NaN or infinite numbers.
     """
-    given = dict(values.items())
-    given.pop("name", None) if "name" not in {f.name for f in dataclasses.fields(record)} else None  # type: ignore[arg-type]
     fields = {f.name: f for f in dataclasses.fields(record)}  # type: ignore[arg-type]
-    unknown = sorted(set(given) - set(fields) - {"arch"})
-    if unknown:
+    # `objective.name` says which record this is, `model.arch` is a record of its own
+    given = {key: value for key, value in values.items() if key in fields or key not in ("name", "arch")}
+    if unknown := sorted(set(given) - set(fields)):
         raise UserError(f"unknown setting config.{where}.{unknown[0]} (known: {', '.join(sorted(fields))})")
-    given.pop("arch", None) if "arch" not in fields else None
     out: dict[str, Any] = {}
     for name, value in given.items():
-        default = fields[name].default
-        if fields[name].default_factory is not dataclasses.MISSING:
-            default = fields[name].default_factory()
+        default: Any = fields[name].default
         if dataclasses.is_dataclass(default) and not isinstance(value, type(default)):
-            value = section(value, type(default), f"{where}.{name}")
+            value = section(value, type(default), f"{where}.{name}")  # type: ignore[arg-type]
         elif isinstance(value, list):
             value = tuple(value)
         if isinstance(value, float) and not math.isfinite(value):

@@ -1,6 +1,7 @@
 """Train a model: rows to tokens, tokens to steps, steps to checkpoints, and a report at the end."""
 
 import copy
+import dataclasses
 import sys
 import time
 from collections.abc import Iterator
@@ -45,9 +46,8 @@ def phases(config: Any, workdir: Path) -> Iterator[tuple[str, Any, Path]]:
         own = copy.deepcopy(config)
         with own.unlocked():
             own.update(config.phases[name])
-            own.phases = {}
-            if name != names[0]:
-                own.model.path = start
+            own.data.train = own.data.train or config.data.train  # a phase without data of its own
+            own.model.path, own.phases = start, {}
         target = workdir if name == names[-1] else workdir / name
         yield name, own, target
         start = str(target)
@@ -64,38 +64,36 @@ def describe(name: str, run: setup.Run) -> None:
 
 def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> None:
     """One training: build, restore or start, loop, evaluate, report."""
-    train_section = configs.section(config.train, configs.TrainSection, "train")
-    if config.resume and (workdir / "DONE").exists() and folder.holds_run(workdir):
-        folder.prepare(workdir, config, arguments.overrides, config.resume, config.overwrite)
-        print(f"{workdir} is done; --config.overwrite=True trains it again")
-        return
+    section = configs.section(config.train, configs.TrainSection, "train")
+    plan = loop.Plan(0, section.log_every, section.eval_every if section.evaluate else 0, section.save_every)
     started = time.perf_counter()
-    run = setup.build_run(config)
     with checkpoints.RunLock(workdir):
         folder.prepare(workdir, config, arguments.overrides, config.resume, config.overwrite)
+        run = setup.build_run(config)
         run.network.renderer.tokenizer.save(workdir / "tokenizer")
-        saved = checkpoints.Checkpoints(workdir, keep=train_section.keep)
-        state, start_step, num_tokens = restore_or_start(run, saved, config)
-        with Writer(
-            workdir, configs.section(config.log, configs.LogSection, "log"), run.total_steps, start_step
-        ) as writer:
+        saved = checkpoints.Checkpoints(workdir, keep=section.keep)
+        state, start_step, num_tokens, fresh = restore_or_start(run, saved, config)
+        if start_step >= run.total_steps and (workdir / "DONE").exists():
+            print(f"{workdir} is done ({start_step} steps); --config.overwrite=True trains it again")
+            return
+        rows = valid_rows(config) if section.evaluate else []
+        log = configs.section(config.log, configs.LogSection, "log")
+        with Writer(workdir, log, run.total_steps, start_step) as writer:
             announce(writer, name, run, start_step)
-            rows = valid_rows(config)
 
             def evaluate(step: int, state: Any) -> None:
                 writer.write(step, evaluate_all(config, run, state["params"], rows, workdir, step))
 
             def save(step: int, state: Any, data: dict[str, Any]) -> None:
-                saved.save(step, state, data, meta(run, config))
+                saved.save(step, state, data, {**facts(run), "fresh": fresh})
 
-            compiled = compile_step(run, state, writer, started)
             state = loop.run(
                 state,
-                compiled,
+                compile_step(run, state, writer, started),
                 run.source,
                 run.put,
                 writer,
-                loop.Plan(run.total_steps, train_section.log_every, train_section.eval_every, train_section.save_every),
+                dataclasses.replace(plan, total_steps=run.total_steps),
                 start_step,
                 num_tokens,
                 evaluate if rows else None,
@@ -108,21 +106,19 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> 
         finish(workdir, run)
 
 
-def restore_or_start(run: setup.Run, saved: checkpoints.Checkpoints, config: Any) -> tuple[Any, int, int]:
-    """The newest good checkpoint of this run, or a first state: (state, step, tokens so far)."""
+def restore_or_start(run: setup.Run, saved: checkpoints.Checkpoints, config: Any) -> tuple[Any, int, int, list[str]]:
+    """The newest good checkpoint of this run, or a first state: (state, step, tokens so far, untrained heads)."""
     if config.resume and saved.steps():
-        step, state, data, _ = saved.restore(None, run.abstract_state, meta(run, config))
-        for note in saved.notes:
-            print(f"gramjax: {note}", file=sys.stderr)
-        run.source.restore(data["source"])
-        return state, step, data["num_tokens"]
+        restored = saved.restore(None, run.abstract_state, facts(run))
+        run.source.restore(restored.data_state["source"])
+        return restored.state, restored.step, restored.data_state["num_tokens"], restored.meta.get("fresh", [])
     state, loaded = setup.first_state(run)
     for note in loaded.notes:
         print(f"gramjax: {note}", file=sys.stderr)
-    return state, 0, 0
+    return state, 0, 0, [path for path in loaded.fresh if run.labels.get(path) == tree.FREEZE]
 
 
-def meta(run: setup.Run, config: Any) -> dict[str, Any]:
+def facts(run: setup.Run) -> dict[str, Any]:
     """What a checkpoint says about the run it belongs to."""
     return {
         "model": folder.as_dict(configs.as_config(run.network.model.config)),
@@ -153,24 +149,23 @@ def announce(writer: Writer, name: str, run: setup.Run, start_step: int) -> None
 
 def compile_step(run: setup.Run, state: Any, writer: Writer, started: float) -> Any:
     """Compile the step for the shapes of the data and say what memory it takes."""
-    batch = jax.eval_shape(run.put, run.source.batch(0))
-    compiled = run.step.lower(state, batch).compile()
+    compiled = run.step.lower(state, run.put(run.source.batch(0))).compile()
     memory = compiled.memory_analysis()
+    seconds = time.perf_counter() - started
     if memory is not None:
-        gib = [x / 2**30 for x in (memory.argument_size_in_bytes, memory.temp_size_in_bytes)]
+        state_gib, temporary_gib = memory.argument_size_in_bytes / 2**30, memory.temp_size_in_bytes / 2**30
         writer.say(
-            f"step compiled {time.perf_counter() - started:.1f} s after the start: state and batch {gib[0]:.2f} GiB, temporaries {gib[1]:.2f} GiB per device"
+            f"ready after {seconds:.1f} s; per device {state_gib:.2f} GiB of state and batch, "
+            f"{temporary_gib:.2f} GiB of temporaries"
         )
     return compiled
 
 
 def valid_rows(config: Any) -> list[dict[str, Any]]:
-    """The rows that evals during and after training see; empty when none are configured."""
+    """The rows that evals during and after training see; empty when there are no evals or no such rows."""
     section = setup.data_section(config)
-    if not config.evals:
+    if not config.evals or not section.valid:
         return []
-    if not section.valid:
-        raise UserError(f"config.evals names {', '.join(config.evals)} but config.data.valid is empty")
     return readers.read_all(section.valid, section, ("preference",)).rows
 
 

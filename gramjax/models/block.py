@@ -108,7 +108,7 @@ def forward(
     k_BTKE = constrain(k_BTKE, "batch", "length", "kv_heads", "head_dim")
     v_BTKE = constrain(v_BTKE, "batch", "length", "kv_heads", "head_dim")
     keys, values = k_BTKE, v_BTKE
-    if cache is not None:
+    if cache is not None and context.offset_B is not None:
         cache = {"k": write(cache["k"], k_BTKE, context.offset_B), "v": write(cache["v"], v_BTKE, context.offset_B)}
         keys, values = cache["k"].astype(k_BTKE.dtype), cache["v"].astype(v_BTKE.dtype)
     window = config.sliding_window if kind == "window" else 0

@@ -97,7 +97,7 @@ def _chunk_loss(
 def _cross_entropy(
     hidden_BTD: jax.Array, matrix: jax.Array, labels_BT: jax.Array, mask_BT: jax.Array, tied: bool, chunk: int
 ) -> jax.Array:
-    count, size = _chunks(*labels_BT.shape, chunk)
+    count, size = _chunks(labels_BT.shape[0], labels_BT.shape[1], chunk)
     parts = (_split(hidden_BTD, count, size), _split(labels_BT, count, size), _split(mask_BT, count, size))
     step = lambda total, part: (total + _chunk_loss(part[0], matrix, part[1], part[2], tied)[0], None)  # noqa: E731
     return jax.lax.scan(step, jnp.zeros((), jnp.float32), parts)[0]

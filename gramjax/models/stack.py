@@ -122,7 +122,7 @@ def apply(
     for index, run in enumerate(packed.runs):
         cache = caches[index] if caches is not None else None
 
-        layer = functools.partial(_layer, block, run.kind)
+        layer: Callable[..., Any] = functools.partial(_layer, block, run.kind)
         if remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[remat](), prevent_cse=not run.stacked)
         if run.stacked:

@@ -6,7 +6,7 @@ else the run, Hugging Face folder or llama2.c file that `config.model.path` name
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -51,7 +51,7 @@ class Run:
     labels: Mapping[str, str]
     """Every parameter path: `train` or `freeze`."""
     tx: Any
-    step: Callable[[State, Any], tuple[State, Any]]
+    step: Any
     """The training step, jitted with shardings and a donated state."""
     source: pipeline.Pipeline
     abstract_state: State

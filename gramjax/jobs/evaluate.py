@@ -1,0 +1,101 @@
+"""Evaluate a trained run, a Hugging Face folder or a llama2.c file on a data file."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gramjax.checkpoint import state as checkpoints
+from gramjax.core import checks, flags, folder, plugins, runtime, sharding, spec
+from gramjax.core import config as configs
+from gramjax.core.errors import UserError
+from gramjax.data import readers
+from gramjax.training import evaluation, setup
+
+RENDERING = (
+    "max_length", "judge_prompt", "judge_cue", "verdicts",
+)  # fmt: skip
+"""Settings of `config.data` that a model was trained with and must be judged with."""
+
+
+def main(argv: list[str]) -> int:
+    """`gramjax evaluate --config=evaluate --config.model.path=RUN_OR_HF_DIR --config.data.path=FILE --workdir=DIR`."""
+    arguments = flags.parse(argv, "evaluate")
+    runtime.start(distributed=arguments.distributed)
+    config = arguments.config
+    if not config.model.path:
+        raise UserError("give --config.model.path=RUN_OR_HF_DIR, the model to evaluate")
+    path = config.data.path
+    if not path:
+        raise UserError("give --config.data.path=FILE, the rows to evaluate on")
+    settings = inherit(config, arguments.overrides)
+    network = setup.open_network(config)
+    found = readers.read(path, setup.data_section(config), ("preference",))
+    if arguments.dry_run:
+        print(f"{len(found.rows):,} rows of {found.total:,}, {spec.count(network.model.specs()):,} parameters")
+        return 0
+    workdir = Path(arguments.workdir)
+    folder.write_json(workdir / "config.json", folder.as_dict(config))
+    folder.write_json(workdir / "overrides.json", folder.as_dict(arguments.overrides))
+    folder.write_json(workdir / "env.json", runtime.facts())
+    weights = load_weights(network)
+    facts = {
+        "model": config.model.path,
+        "data": path,
+        "num_rows": found.total,
+        "dropped_rows": {reason: {"count": count, "first": first} for reason, (count, first) in found.dropped.items()},
+        "inherited": settings,
+    }
+    for name in config.evals:
+        module = plugins.load("evals", name)
+        eval_config = configs.section(config.evals[name], module.Config, f"evals.{name}")
+        results = evaluation.write_eval(
+            name, module, network.model, weights, network.renderer, found.rows, eval_config, workdir / "eval", facts
+        )
+        show(name, results, workdir)
+    return 0
+
+
+def inherit(config: Any, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Take the rendering settings of the run that trained the model, unless the command line sets them."""
+    if not (Path(config.model.path) / "checkpoints").is_dir():
+        return {}
+    saved = checks.flatten(checkpoints.read_run(config.model.path))
+    taken = {}
+    with config.unlocked():
+        for name in RENDERING:
+            path = f"data.{name}"
+            if path in saved and path not in overrides:
+                value = saved[path]
+                config.data[name] = taken[path] = tuple(value) if isinstance(value, list) else value
+    return taken
+
+
+def load_weights(network: setup.Network) -> Any:
+    """The packed weights of a network, in the compute dtype; raises UserError when a head is missing."""
+    model = network.model
+    places = sharding.shardings(model.specs(), network.mesh)
+
+    def dtype(leaf: spec.Spec) -> Any:
+        return model.compute_dtype if len(leaf.shape) >= 2 and leaf.shape[-1] > 1 else jnp.dtype(jnp.float32)
+
+    loaded = network.source.load(model.specs(), model.config, places, spec.map_specs(dtype, model.specs()))
+    for note in loaded.notes:
+        print(f"gramjax: {note}", file=sys.stderr)
+    return evaluation.pack(model, loaded.params)
+
+
+def show(name: str, results: dict[str, Any], workdir: Path) -> None:
+    """The numbers a person looks for first, and where the rest is."""
+    if jax.process_index() != 0:
+        return
+    for key in ("num_pairs", "accuracy", "ties", "swap_consistency", "position_bias", "ece", "brier"):
+        value = results.get(key)
+        if value is not None:
+            interval = ""
+            if key == "accuracy" and results.get("accuracy_low") is not None:
+                interval = f"  (95% interval {results['accuracy_low']:.3f} to {results['accuracy_high']:.3f})"
+            print(f"{key:<18}{value:.4g}{interval}" if isinstance(value, float) else f"{key:<18}{value}{interval}")
+    print(f"results  {workdir / 'eval' / f'{name}.json'}")
