@@ -16,7 +16,6 @@ import numpy as np
 from gramjax.core import statistics
 from gramjax.core.errors import DataError
 
-
 HEADLINES = ("accuracy", "swap_consistency", "position_bias", "ece", "num_pairs")
 """What comes first: a progress line shows the first few."""
 

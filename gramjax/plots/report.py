@@ -241,7 +241,7 @@ def what_ran(run: RunFiles) -> str:
     facts += [("label smoothing", objective["label_smoothing"])] if objective.get("label_smoothing") else []
     flat = files.flat(run.config)
     for name, setting in (
-        ("start weights", "model.path"),
+        ("start weights" if run.entries else "model", "model.path"),
         ("training rows", "data.train"),
         ("held-out rows", "data.valid"),
         ("judged rows", "data.path"),
@@ -325,10 +325,11 @@ def data(run: RunFiles) -> str:
             out.append(table(("left out because", "rows", "first"), lost))
     for name, results in run.evals.items():
         total = results.get("num_pairs", results.get("num_rows"))
-        text = f"{e(name)}: {e(total)} used, {e(results.get('num_skipped', 0))} left out"
+        unread = sum(found["count"] for found in (results.get("dropped_rows") or {}).values())
+        text = f"{e(name)}: {e(total)} used, {e((results.get('num_skipped') or 0) + unread)} left out"
         text += f", {e(results['num_shortened'])} shortened to fit" if results.get("num_shortened") else ""
         out.append(f"<p>{text}.</p>")
-        skipped = results.get("skipped") or {}
+        skipped = (results.get("dropped_rows") or {}) | (results.get("skipped") or {})
         lost = [(reason, found["count"], found["first"]) for reason, found in skipped.items()]
         out.append(table(("left out because", "rows", "first"), lost))
     return f"<h2>Data</h2>{''.join(out)}" if out else ""
