@@ -264,8 +264,8 @@ def test_another_model_is_listed_leaf_by_leaf(run, change, texts):
 @pytest.mark.parametrize(
     "now, text",
     [
-        ({"model": {"num_layers": 4, "heads": ("tokens",)}}, "checkpoint 3 was written with model.num_layers=2, config has 4. "
-         "Use --config.resume=False or the saved config.json"),
+        ({"model": {"num_layers": 4, "heads": ("tokens",)}}, "checkpoint 3 was written with model.num_layers=2, config "
+         "has 4. Use --config.resume=False or the saved config.json"),
         ({"data": {"seed": 1, "files": {"a.jsonl": "77aa"}}}, "data.seed=0, config has 1: the data order cannot be"),
         ({"data": {"seed": 0, "files": {"a.jsonl": "8b"}}}, 'data.files.a.jsonl="77aa", config has "8b"'),
     ],
