@@ -41,7 +41,9 @@ def test_gram_finetuning_rows(letter, chosen):
     }
     name, row = one(record)
     assert name == "gram fine-tuning" and text(row["prompt"]) == [("user", "q?")] and row["source"] == "x"
-    assert row["chosen"][0]["content"] == chosen and row["rejected"][0]["content"] == {"one": "two", "two": "one"}[chosen]
+    assert (
+        row["chosen"][0]["content"] == chosen and row["rejected"][0]["content"] == {"one": "two", "two": "one"}[chosen]
+    )
 
 
 def test_an_answer_that_holds_a_marker_is_refused():
@@ -51,7 +53,9 @@ def test_an_answer_that_holds_a_marker_is_refused():
 
 
 def test_alpaca_rows():
-    name, row = one({"instruction": "Add", "input": "1 2", "output": "3", "system": "be brief", "history": [["a", "b"]]})
+    name, row = one(
+        {"instruction": "Add", "input": "1 2", "output": "3", "system": "be brief", "history": [["a", "b"]]}
+    )
     assert name == "alpaca" and row["completion"][0]["content"] == "3"
     assert text(row["prompt"]) == [("system", "be brief"), ("user", "a"), ("assistant", "b"), ("user", "Add\n1 2")]
     _, row = one({"instruction": "i", "input": "", "chosen": "c", "rejected": "r"})
@@ -123,12 +127,20 @@ def test_records_with_many_answers_give_every_pair_of_different_ones():
         formats.adapt(record | {"responses": {"x": "1", "z": "1"}}, "f row 1")
     cells = {"id": 3, "prompt": "p", "chosen": ["c0", "c1"], "rejected": ["r0", "r1"], "domain": "chat"}
     _, made = formats.adapt(cells, "f row 1")
-    assert [row["matrix_id"] for row in made] == ["0-0", "0-1", "1-0", "1-1"] and {row["subset"] for row in made} == {"chat"}
+    assert [row["matrix_id"] for row in made] == ["0-0", "0-1", "1-0", "1-1"] and {row["subset"] for row in made} == {
+        "chat"
+    }
     assert len({row["id"] for row in made}) == 4 and {row["group"] for row in made} == {"3"}
 
 
 def test_qa_feedback_pairs_follow_their_order():
-    record = {"src_row": 5, "question": "q", "passages": [], "predictions": list("abcd"), "preference": [1, 2, 0, 1, 1, 2]}
+    record = {
+        "src_row": 5,
+        "question": "q",
+        "passages": [],
+        "predictions": list("abcd"),
+        "preference": [1, 2, 0, 1, 1, 2],
+    }
     _, made = formats.adapt(record, "f row 1")
     kept = [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in made if "_drop" not in row]
     assert kept == [("a", "b"), ("c", "a"), ("b", "c"), ("b", "d"), ("d", "c")]
@@ -136,7 +148,12 @@ def test_qa_feedback_pairs_follow_their_order():
 
 
 def test_persona_rows():
-    record = {"question": "q?", "answer_matching_behavior": " Yes", "answer_not_matching_behavior": " No", "statement": "s"}
+    record = {
+        "question": "q?",
+        "answer_matching_behavior": " Yes",
+        "answer_not_matching_behavior": " No",
+        "statement": "s",
+    }
     _, row = one(record)
     assert text(row["chosen"]) == [("assistant", "Yes")] and text(row["rejected"]) == [("assistant", "No")]
     assert row["statement"] == "s"

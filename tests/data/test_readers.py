@@ -69,7 +69,11 @@ BAD_LINES = {
     "Latin-1": ('{"prompt": "caf\xe9"}'.encode("latin-1"), "row 2: byte 0xe9 at byte ", "invalid UTF-8"),
     "NUL byte": (b'{"prompt": "a\0b"}', "row 2: NUL byte at byte ", "NUL byte"),
     "escaped NUL": (b'{"prompt": "a\\u0000b"}', "row 2: field 'prompt' holds a NUL", "NUL character"),
-    "lone surrogate": (b'{"prompt": "a\\ud800b"}', r"row 2: field 'prompt' .*\\ud800, at character 2", "lone surrogate"),
+    "lone surrogate": (
+        b'{"prompt": "a\\ud800b"}',
+        r"row 2: field 'prompt' .*\\ud800, at character 2",
+        "lone surrogate",
+    ),
     "deep nesting": (b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "row 2: nested too deeply", "invalid JSON"),
     "huge number": (b'{"x": ' + b"9" * 5000 + b"}", "row 2: .*digit", "invalid JSON"),
     "other type": (b'{"text": "t"}', "row 2: has 'text'", "wrong columns"),
@@ -169,7 +173,9 @@ def test_several_sources_keep_their_ids_apart(tmp_path):
 
 def test_overlap_counts_shared_prompts():
     train = [{"prompt": [{"role": "user", "content": "a"}]}, {"prompt": "b"}]
-    assert readers.overlap(train, [{"prompt": [{"role": "user", "content": "a"}]}, {"prompt": "a"}, {"prompt": "b"}]) == 2
+    assert (
+        readers.overlap(train, [{"prompt": [{"role": "user", "content": "a"}]}, {"prompt": "a"}, {"prompt": "b"}]) == 2
+    )
 
 
 def test_missing_and_unknown_files(tmp_path):
@@ -289,5 +295,7 @@ def test_ties_are_dropped_where_a_label_is_needed_and_kept_elsewhere(data_dir):
 
 
 def test_questions_without_preferences_are_refused_by_name(data_dir):
-    with pytest.raises(DataError, match=r"train.jsonl.gz row 1: has 'src_row','question','answer'; preference training"):
+    with pytest.raises(
+        DataError, match=r"train.jsonl.gz row 1: has 'src_row','question','answer'; preference training"
+    ):
         readers.read(str(Path(data_dir) / "gsm8k" / "train.jsonl.gz"), want="preference")
