@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gramjax.checkpoint import state as checkpoints
-from gramjax.core import checks, flags, folder, plugins, runtime, sharding, spec
-from gramjax.core import config as configs
+from gramjax.core import checks, flags, folder, runtime, sharding, spec
 from gramjax.core.errors import UserError
 from gramjax.data import readers
 from gramjax.training import evaluation, setup
@@ -40,7 +39,7 @@ def main(argv: list[str]) -> int:
     folder.write_json(workdir / "config.json", folder.as_dict(config))
     folder.write_json(workdir / "overrides.json", folder.as_dict(arguments.overrides))
     folder.write_json(workdir / "env.json", runtime.facts())
-    weights = load_weights(network)
+    params = load_params(network)
     facts = {
         "model": config.model.path,
         "data": path,
@@ -48,12 +47,8 @@ def main(argv: list[str]) -> int:
         "dropped_rows": {reason: {"count": count, "first": first} for reason, (count, first) in found.dropped.items()},
         "inherited": settings,
     }
-    for name in config.evals:
-        module = plugins.load("evals", name)
-        eval_config = configs.section(config.evals[name], module.Config, f"evals.{name}")
-        results = evaluation.write_eval(
-            name, module, network.model, weights, network.renderer, found.rows, eval_config, workdir / "eval", facts
-        )
+    evaluator = evaluation.make_evaluator(network.model, network.renderer, config.evals)
+    for name, results in evaluator(params, found.rows, workdir / "eval", facts).items():
         show(name, results, workdir)
     return 0
 
@@ -73,8 +68,8 @@ def inherit(config: Any, overrides: dict[str, Any]) -> dict[str, Any]:
     return taken
 
 
-def load_weights(network: setup.Network) -> Any:
-    """The packed weights of a network, in the compute dtype; raises UserError when a head is missing."""
+def load_params(network: setup.Network) -> Any:
+    """The parameters of a network, matrices in the compute dtype; raises UserError when a head is missing."""
     model = network.model
     places = sharding.shardings(model.specs(), network.mesh)
 
@@ -84,7 +79,7 @@ def load_weights(network: setup.Network) -> Any:
     loaded = network.source.load(model.specs(), model.config, places, spec.map_specs(dtype, model.specs()))
     for note in loaded.notes:
         print(f"gramjax: {note}", file=sys.stderr)
-    return evaluation.pack(model, loaded.params)
+    return loaded.params
 
 
 def show(name: str, results: dict[str, Any], workdir: Path) -> None:

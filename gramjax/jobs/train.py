@@ -12,7 +12,7 @@ import jax
 
 from gramjax.checkpoint import state as checkpoints
 from gramjax.core import config as configs
-from gramjax.core import flags, folder, plugins, runtime, spec, tree
+from gramjax.core import flags, folder, runtime, spec, tree
 from gramjax.core.errors import UserError
 from gramjax.core.writer import Writer
 from gramjax.data import readers
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     """`gramjax train --config=NAME_OR_PATH --workdir=DIR [--config.a.b=c] [--dry_run]`."""
     arguments = flags.parse(argv, "train")
     runtime.start(distributed=arguments.distributed)
-    for name, config, workdir in phases(arguments.config, Path(arguments.workdir)):
+    for name, config, workdir in phases(arguments.config, Path(arguments.workdir), arguments.dry_run):
         if arguments.dry_run:
             describe(name, setup.build_run(config))
         else:
@@ -31,11 +31,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def phases(config: Any, workdir: Path) -> Iterator[tuple[str, Any, Path]]:
+def phases(config: Any, workdir: Path, dry_run: bool = False) -> Iterator[tuple[str, Any, Path]]:
     """The trainings of a config, one after the other: (name, config, folder).
 
     `config.phases` maps names, in alphabetical order, to the settings that differ. A phase starts from the weights of
-    the one before. The last one writes into `workdir` itself, the others into folders named after them.
+    the one before (which a dry run does not make: there each starts as the first does). The last one writes into
+    `workdir` itself, the others into folders named after them.
     """
     names = sorted(config.get("phases", {}))
     if not names:
@@ -50,7 +51,7 @@ def phases(config: Any, workdir: Path) -> Iterator[tuple[str, Any, Path]]:
             own.model.path, own.phases = start, {}
         target = workdir if name == names[-1] else workdir / name
         yield name, own, target
-        start = str(target)
+        start = start if dry_run else str(target)
 
 
 def describe(name: str, run: setup.Run) -> None:
@@ -81,8 +82,12 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> 
         with Writer(workdir, log, run.total_steps, start_step) as writer:
             announce(writer, name, run, start_step)
 
+            network = run.network
+            evaluator = evaluation.make_evaluator(network.model, network.renderer, config.evals if rows else {})
+
             def evaluate(step: int, state: Any) -> None:
-                writer.write(step, evaluate_all(config, run, state["params"], rows, workdir, step))
+                results = evaluator(state["params"], rows, workdir / "eval", {"step": step})
+                writer.write(step, evaluation.numbers(results))
 
             def save(step: int, state: Any, data: dict[str, Any]) -> None:
                 saved.save(step, state, data, {**facts(run), "fresh": fresh})
@@ -167,30 +172,6 @@ def valid_rows(config: Any) -> list[dict[str, Any]]:
     if not config.evals or not section.valid:
         return []
     return readers.read_all(section.valid, section, ("preference",)).rows
-
-
-def evaluate_all(
-    config: Any, run: setup.Run, params: Any, rows: list[dict[str, Any]], workdir: Path, step: int
-) -> dict[str, float]:
-    """Run every eval of the config on the parameters and write their files; returns the numbers."""
-    weights = evaluation.pack(run.network.model, params)
-    out: dict[str, float] = {}
-    for name in config.evals:
-        module = plugins.load("evals", name)
-        eval_config = configs.section(config.evals[name], module.Config, f"evals.{name}")
-        results = evaluation.write_eval(
-            name,
-            module,
-            run.network.model,
-            weights,
-            run.network.renderer,
-            rows,
-            eval_config,
-            workdir / "eval",
-            {"step": step},
-        )
-        out.update(evaluation.numbers(name, results))
-    return out
 
 
 def finish(workdir: Path, run: setup.Run) -> None:

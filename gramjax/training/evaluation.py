@@ -1,57 +1,61 @@
 """Evaluate weights and write the results into a run folder; the same function during training and afterwards."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
 
+from gramjax.core import config as configs
+from gramjax.core import plugins
 from gramjax.models.model import Model
 
-
-def pack(model: Model, params: Any) -> Any:
-    """Weights in use, made once for many batches."""
-    return jax.jit(lambda p: model.pack(p))(params)
+Evaluator = Callable[[Any, Sequence[Mapping[str, Any]], Path, Mapping[str, Any]], dict[str, dict[str, Any]]]
+"""`evaluator(params, rows, folder, facts) -> {eval: results}`."""
 
 
-def write_eval(
-    name: str,
-    module: ModuleType,
-    model: Model,
-    weights: Any,
-    renderer: Any,
-    rows: Sequence[Mapping[str, Any]],
-    config: Any,
-    folder: Path,
-    facts: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Run an eval plug-in and write `folder/NAME.json` and one line per example to `folder/NAME.rows.jsonl`.
+def make_evaluator(model: Model, renderer: Any, evals: Mapping[str, Any]) -> Evaluator:
+    """A function that runs the eval plug-ins of `config.evals` on parameters at rest; it compiles once for many calls.
 
-    Returns the results; `facts` (model, data, step) are added to the file. Only process 0 writes.
+    It writes `folder/NAME.json` and one line per example to `folder/NAME.rows.jsonl`. `facts` (model, data, step) are
+    added to each file. Every process takes part, process 0 writes.
     """
-    lines: list[str] = []
-    found = module.evaluate(
-        model,
-        weights,
-        renderer,
-        rows,
-        config,
-        lambda row: lines.append(json.dumps(row, ensure_ascii=False)),
-        model.mesh,
-    )
-    results = {**dict(found), **(facts or {})}
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.rows.jsonl").write_text("".join(line + "\n" for line in lines), "utf-8")
-        (folder / f"{name}.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    return results
+    pack = jax.jit(model.pack)
+    parts = {}
+    for name, values in evals.items():
+        module = plugins.load("evals", name)
+        config = configs.section(values, module.Config, f"evals.{name}")
+        parts[name] = (module, config, module.make_scorer(model, renderer, config, model.mesh))
+
+    def evaluate(
+        params: Any, rows: Sequence[Mapping[str, Any]], folder: Path, facts: Mapping[str, Any]
+    ) -> dict[str, dict[str, Any]]:
+        weights = pack(params)
+        out = {}
+        for name, (module, config, scorer) in parts.items():
+            lines: list[str] = []
+
+            def write(row: dict[str, Any], lines: list[str] = lines) -> None:
+                lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+
+            found = module.evaluate(model, weights, renderer, rows, config, write, model.mesh, scorer)
+            out[name] = {**dict(found), **facts}
+            if jax.process_index() == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"{name}.rows.jsonl").write_text("".join(lines), "utf-8")
+                text = json.dumps(out[name], indent=2, ensure_ascii=False, allow_nan=False)
+                (folder / f"{name}.json").write_text(text + "\n", "utf-8")
+        return out
+
+    return evaluate
 
 
-def numbers(name: str, results: Mapping[str, Any]) -> dict[str, float]:
+def numbers(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """The plain numbers of the results, as metrics `eval/NAME/KEY`."""
-    plain = {
-        key: value for key, value in results.items() if isinstance(value, int | float) and not isinstance(value, bool)
+    return {
+        f"eval/{name}/{key}": float(value)
+        for name, found in results.items()
+        for key, value in found.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    return {f"eval/{name}/{key}": float(value) for key, value in plain.items()}
