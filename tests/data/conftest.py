@@ -1,6 +1,7 @@
 """Small tokenizers that the tests of this folder share."""
 
 import pytest
+
 from gramjax.data import template, tokenizer
 
 CORPUS = [

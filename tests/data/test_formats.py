@@ -1,6 +1,7 @@
 """Foreign rows to TRL names."""
 
 import pytest
+
 from gramjax.core.errors import DataError
 from gramjax.data import formats
 from gramjax.data.rows import Drop

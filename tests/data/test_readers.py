@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from gramjax.core.config import DataSection
 from gramjax.core.errors import DataError, UserError
 from gramjax.data import readers

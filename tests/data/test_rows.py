@@ -1,6 +1,7 @@
 """Row types: detection, and what a row must be to be used."""
 
 import pytest
+
 from gramjax.core.errors import DataError
 from gramjax.data import rows
 

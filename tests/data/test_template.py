@@ -3,6 +3,7 @@
 import time
 
 import pytest
+
 from gramjax.core.errors import DataError, UserError
 from gramjax.data import template
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+
 from gramjax.core.config import DataSection
 from gramjax.core.errors import DataError, UserError
 from gramjax.data import segments, text, tokenizer

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+
 from gramjax.core.errors import DataError, UserError
 from gramjax.data import template, tokenizer, vocabularies
 
