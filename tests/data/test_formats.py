@@ -33,7 +33,8 @@ def test_gram_pretraining_rows_keep_braces_and_backslashes():
 @pytest.mark.parametrize(("letter", "chosen"), [("A", "one"), ("B", "two")])
 def test_gram_finetuning_rows(letter, chosen):
     record = {
-        "instruction": "Judge. [User Question] is marked.\n\n[User Question]\nq?\n\n[The Start of Assistant A's Answer]\none\n"
+        "instruction": "Judge. [User Question] is marked.\n\n[User Question]\nq?\n\n"
+        "[The Start of Assistant A's Answer]\none\n"
         "[The End of Assistant A's Answer]\n\n[The Start of Assistant B's Answer]\ntwo\n"
         "[The End of Assistant B's Answer]\n\n#Preferred:",
         "input": "",

@@ -227,7 +227,8 @@ class {name}(tfds.core.GeneratorBasedBuilder):
 
     def _info(self):
         names = ("prompt", "chosen", "rejected")
-        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({n: tfds.features.Text() for n in names}))
+        features = tfds.features.FeaturesDict({n: tfds.features.Text() for n in names})
+        return self.dataset_info_from_configs(features=features)
 
     def _split_generators(self, manager):
         return {"train": self._generate_examples()}

@@ -24,7 +24,8 @@ def test_what_templates_in_the_wild_use():
     source = (
         "{%- set ns = namespace(n=0) -%}{%- for m in messages -%}{%- if loop.first -%}{%- continue -%}{%- endif -%}"
         "{%- set ns.n = ns.n + 1 -%}{{ m.content | trim }}{{ loop.last }}{{ m | tojson }}{{ loop.length }}"
-        "{%- if 'o' in m['content'] -%}{%- break -%}{%- endif -%}{%- endfor -%}{{ ns.n }} {{ strftime_now('%d %b %Y') }}"
+        "{%- if 'o' in m['content'] -%}{%- break -%}{%- endif -%}{%- endfor -%}"
+        "{{ ns.n }} {{ strftime_now('%d %b %Y') }}"
     )
     assert render(source)[0] == 'yoTrue{"role": "assistant", "content": "yo"}21 26 Jul 2024'
 
