@@ -55,7 +55,7 @@ def make_step(
         updates, _ = tree.split(updates, labels)
         trained = optax.apply_updates(trained, updates)
         one = jnp.ones((), jnp.float32)
-        metrics["grad_norm"] = (optax.global_norm(grads), one)
+        metrics["grad_norm"] = (optax.tree.norm(grads), one)
         metrics["learning_rate"] = (jnp.asarray(learning_rate(state["step"]), jnp.float32), one)
         return {"params": tree.merge(trained, frozen), "opt_state": opt_state, "step": state["step"] + 1}, metrics
 

@@ -1,0 +1,57 @@
+"""Three training steps of every objective on a mesh of simulated devices; prints losses and a checksum as JSON.
+
+Run as a process of its own, because the number of devices is fixed when JAX starts:
+python mesh_worker.py DATA FSDP TENSOR
+"""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import test_step as cases
+
+from gramjax.core import config, sharding, spec, tree
+from gramjax.models import decoder, model
+from gramjax.training import optimizer, setup
+from gramjax.training.step import make_step
+
+
+def losses(objective: str, mesh: jax.sharding.Mesh) -> dict:
+    module, settings, make_batch = cases.OBJECTIVES[objective]
+    arch = decoder.Config(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=8,
+        heads=("tokens", "score"),
+    )  # fmt: skip
+    handle = model.build("decoder", arch, mesh, "float32", remat="full")
+    labels = tree.labels(list(tree.flatten(handle.specs(), is_leaf=spec.is_spec)), cases.ALL)
+    optim = config.OptimSection(lr=1e-2, warmup_ratio=0.0, eps=1e-4)
+    tx = optimizer.build(optim, labels, 10)
+    step = make_step(
+        handle, lambda m, w, b: module.loss(m, w, b, settings), tx, labels, optimizer.schedule(optim, 10), 2
+    )
+    abstract = setup.abstract_state(handle, labels, tx, mesh)
+    places = jax.tree.map(lambda x: x.sharding, abstract)
+    draw = jax.jit(lambda key: spec.init_params(handle.specs(), key), out_shardings=places["params"])
+    params = draw(jax.random.key(0))
+    state = {
+        "params": params,
+        "opt_state": jax.jit(tx.init, out_shardings=places["opt_state"])(params),
+        "step": jax.device_put(np.int32(0), places["step"]),
+    }
+    jitted = jax.jit(step, donate_argnums=0, in_shardings=(places, None), out_shardings=(places, None))
+    rows = sharding.batch_sharding(mesh)
+    found = []
+    for seed in range(3):
+        batch = {name: jax.device_put(x, rows) for name, x in make_batch(16, seed).items()}
+        state, metrics = jitted(state, batch)
+        found.append(float(metrics["loss"][0] / metrics["loss"][1]))
+    spread = state["params"]["layers"]["000"]["mlp"]["up"].sharding.shard_shape((16, 24))
+    total = sum(float(np.abs(np.asarray(x)).sum()) for x in jax.tree.leaves(state["params"]))
+    return {"losses": found, "total": total, "shard": list(spread)}
+
+
+if __name__ == "__main__":
+    sizes = [int(x) for x in sys.argv[1:4]]
+    mesh = sharding.make_mesh(config.MeshSection(*sizes))
+    print(json.dumps({name: losses(name, mesh) for name in cases.OBJECTIVES}))
