@@ -207,8 +207,24 @@ def as_text(values: tuple[Any, ...] | list[Any]) -> str:
     return f"({','.join(repr(v) for v in values)}{',' if len(values) == 1 else ''})"
 
 
+def offer_to_phase(config: ConfigDict, path: str) -> None:
+    """Give a phase a setting that only the whole config has yet, so that `--config.phases.NAME.a.b=c` can change it."""
+    parts = path.split(".")
+    flat = checks.flatten(config)
+    inner = ".".join(parts[2:])
+    if parts[0] != "phases" or len(parts) < 3 or parts[1] not in config.phases or path in flat or inner not in flat:
+        return
+    node = config.phases[parts[1]]
+    for name in parts[2:-1]:
+        if name not in node:
+            node[name] = ConfigDict()
+        node = node[name]
+    node[parts[-1]] = flat[inner]
+
+
 def override(config: ConfigDict, path: str, text: str | None, kinds: Mapping[str, checks.Setting], verb: str) -> Any:
     """Set one setting from the text of its flag and return the value; the config stays unlocked."""
+    offer_to_phase(config, path)
     flat = checks.flatten(config)
     base = path.partition("[")[0]
     if base != path and isinstance(flat.get(base), tuple):

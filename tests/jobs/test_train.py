@@ -1,0 +1,183 @@
+"""The train and evaluate jobs from end to end: kill and resume, the files of a run, phases, refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gramjax import cli
+from gramjax.checkpoint import state
+from gramjax.core.writer import read_metrics
+
+TINY = str(Path(__file__).parent / "tiny.py")
+
+
+def run(*argv):
+    """What the console script does, in this process; the exit code."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(list(argv))
+    return stopped.value.code
+
+
+def train(workdir, *settings, config=TINY):
+    return run("train", f"--config={config}", f"--workdir={workdir}", *settings)
+
+
+def losses(workdir):
+    return {e["step"]: e["loss"] for e in read_metrics(workdir / "metrics.jsonl") if "loss" in e}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """One finished tiny run."""
+    folder = tmp_path_factory.mktemp("tiny")
+    assert train(folder) == 0
+    return folder
+
+
+def final_params(workdir):
+    step = state.steps_of(workdir)[-1]
+    leaves = state.manifest.read(workdir / "checkpoints" / str(step)).leaves
+    return step, {name: leaf.checksum for name, leaf in leaves.items()}
+
+
+@pytest.mark.smoke
+def test_a_run_leaves_what_the_design_promises(done):
+    for name in ("config.json", "overrides.json", "env.json", "metrics.jsonl", "eval/preference.json", "DONE"):
+        assert (done / name).exists(), name
+    results = json.loads((done / "eval" / "preference.json").read_text())
+    for name in ("accuracy", "swap_consistency", "position_bias", "ece", "num_pairs"):
+        assert isinstance(results[name], int | float), name
+    assert results["num_pairs"] == 40
+    rows = (done / "eval" / "preference.rows.jsonl").read_text().splitlines()
+    assert len(rows) == 40
+    entries = read_metrics(done / "metrics.jsonl")
+    for name in ("loss", "accuracy", "margin", "learning_rate", "grad_norm", "num_tokens", "epoch", "perf/step_time"):
+        assert name in entries[0], name
+    assert [e["step"] for e in entries if "loss" in e] == list(range(1, 7))
+    assert entries[-1]["eval/preference/accuracy"] == results["accuracy"]
+
+
+def test_evaluate_gives_the_numbers_of_the_training_run(done, tmp_path):
+    """Rendering settings come from the run; the same function judges during training and afterwards."""
+    rows = tmp_path / "rows.jsonl"
+    from gramjax.data.recipes import word_translation
+
+    rows.write_text("".join(json.dumps(row) + "\n" for row in word_translation.rows("valid", 40)))
+    code = run(
+        "evaluate", "--config=evaluate", f"--config.model.path={done}", f"--config.data.path={rows}",
+        f"--workdir={tmp_path / 'out'}", "--config.evals.preference.batch_size=7",
+    )  # fmt: skip
+    assert code == 0
+    now = json.loads((tmp_path / "out" / "eval" / "preference.json").read_text())
+    then = json.loads((done / "eval" / "preference.json").read_text())
+    for name in ("accuracy", "swap_consistency", "position_bias", "ece", "brier"):
+        np.testing.assert_allclose(now[name], then[name], atol=1e-5, err_msg=name)
+
+
+def test_same_command_again_says_that_it_is_done(done, capsys):
+    before = (done / "metrics.jsonl").read_text()
+    assert train(done) == 0
+    assert "is done (6 steps)" in capsys.readouterr().out
+    assert (done / "metrics.jsonl").read_text() == before
+
+
+def test_another_config_in_the_same_folder_is_refused(done, capsys):
+    """B43."""
+    assert train(done, "--config.optim.lr=0.5") == 2
+    assert "config.optim.lr" in capsys.readouterr().err
+    assert (done / "DONE").exists()
+
+
+def test_kill_and_resume_across_epochs_gives_the_same_bits(tmp_path):
+    """F1, F8: SIGKILL in the middle, the same command again; every step logged once, the final state bit-equal."""
+    settings = ["--config.train.steps=260", "--config.train.save_every=20", "--config.train.evaluate=False"]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert train(straight, *settings) == 0
+
+    command = [sys.executable, "-m", "gramjax", "train", f"--config={TINY}", f"--workdir={killed}", *settings]
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen(command, stdout=log, stderr=log, env=dict(os.environ))
+    while process.poll() is None:
+        if (killed / "metrics.jsonl").exists() and len((killed / "metrics.jsonl").read_text().splitlines()) > 90:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, (tmp_path / "log").read_text()[-2000:]
+    assert not (killed / "DONE").exists() and state.steps_of(killed)[-1] < 260
+
+    assert train(killed, *settings) == 0
+    assert losses(killed) == losses(straight)
+    steps = [e["step"] for e in read_metrics(killed / "metrics.jsonl")]
+    assert steps == sorted(set(steps)) == list(range(1, 261))
+    assert final_params(killed) == final_params(straight)
+
+
+def test_bradley_terry_starts_from_another_run_and_draws_its_head(done, tmp_path, capsys):
+    """Order of starting points: another run's weights; the head that it lacks is drawn and named."""
+    settings = (f"--config.model.path={done}", "--config.train.steps=2")
+    code = train(tmp_path / "bt", *settings, config=f"{TINY}:bradley_terry")
+    assert code == 0
+    assert "score is not in" in capsys.readouterr().err
+    results = json.loads((tmp_path / "bt" / "eval" / "preference.json").read_text())
+    assert results["swap_consistency"] is None and results["num_pairs"] == 40
+    entries = read_metrics(tmp_path / "bt" / "metrics.jsonl")
+    assert entries[0]["min_reward"] <= entries[0]["mean_reward"] <= entries[0]["max_reward"]
+
+
+def test_only_the_chosen_parameters_train(done, tmp_path):
+    code = train(
+        tmp_path / "part", f"--config.model.path={done}", "--config.train.steps=2", "--config.train.evaluate=False",
+        "--config.train.trainable=('layers/001/mlp/.*',)",
+    )  # fmt: skip
+    assert code == 0
+    before, after = final_params(done)[1], final_params(tmp_path / "part")[1]
+    for path in before:
+        if path.startswith("params/"):
+            assert (before[path] != after[path]) == ("layers/001/mlp/" in path), path
+
+
+def test_phases_run_one_after_the_other_and_resume(tmp_path, capsys):
+    settings = [
+        "--config.phases.stage1.train.steps=2", "--config.phases.stage2.train.steps=2", "--config.train.log_every=1",
+        "--config.phases.stage1.data.train=('recipe:word_translation:unlabelled:80',)",
+        "--config.phases.stage2.data.train=('recipe:word_translation:train:80',)",
+        "--config.data.valid=('recipe:word_translation:valid:20',)",
+        "--config.model.arch.hidden_size=16", "--config.model.arch.num_layers=1", "--config.log.tensorboard=False",
+    ]  # fmt: skip
+    workdir = tmp_path / "run"
+    assert train(workdir, *settings, config="quickstart") == 0
+    assert sorted(losses(workdir / "stage1")) == sorted(losses(workdir)) == [1, 2]
+    saved = json.loads((workdir / "config.json").read_text())
+    assert saved["model"]["path"] == str(workdir / "stage1") and saved["objective"]["stage"] == "finetune"
+    capsys.readouterr()
+    assert train(workdir, *settings, config="quickstart") == 0
+    assert capsys.readouterr().out.count("is done (2 steps)") == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("--config.train.batch_size=1000", "1000"),
+        ("--config.train.batch_size=6 --config.train.grad_accum=4", "batch_size 6"),
+        ("--config.model.attention=flash9", "flash9"),
+        ("--config.model.arch.num_kv_heads=3", "num_kv_heads 3"),
+        ("--config.objective.label_smoothing=0.7", "label_smoothing"),
+        ("--config.data.train=('nowhere.jsonl',)", "nowhere.jsonl"),
+        ("--config.train.trainable=('layer/.*',)", "layer/"),
+        ("--config.mesh.tensor=2", "mesh"),
+        ("--config.tokenizer.path=nowhere", "nowhere"),
+    ],
+)
+def test_what_cannot_work_is_one_line_before_anything_is_compiled(tmp_path, capsys, setting, words):
+    code = train(tmp_path / "run", *setting.split(" "))
+    error = capsys.readouterr().err.strip()
+    assert code in (2, 3) and words in error and "Traceback" not in error
+    assert len(error.splitlines()) == 1, error
