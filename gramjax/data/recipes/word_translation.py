@@ -10,12 +10,12 @@ The prompt lists four words, `Translate: river stone cloud apple`. An answer giv
 
 Splits: `unlabelled` (pairs with at most one wrong word each, for GRAM's stage 1), `train`, `valid`.
 
-Settings that learn it from scratch: 3 layers of width 128, mlp 256 to 384, 8 heads of 16, `init_scale` 0.06 (with 0.02 the
-first stage stays on a plateau for twice as long), AdamW with betas (0.9, 0.98), batch 64, 200 steps of stage 1 at 2e-3,
-300 steps of stage 2 at 1e-3 with `label_smoothing` 0.05. Measured on the 400 rows of `valid`: both-order accuracy 0.995
-and swap consistency 0.988 with `gramjax train` (541,568 parameters, seed 0; 0.995 and 0.958 after 200 steps of stage 2);
-0.998 to 1.000 and 0.945 to 0.993 over three seeds of a plain program of the same shape. 4 heads or smoothing 0.1 are
-less certain: one of four such runs ended at 0.85.
+Settings that learn it from scratch: 3 layers of width 128, mlp 256 to 384, 8 heads of 16, `init_scale` 0.06 (with
+0.02 the first stage stays on a plateau about three times as long), AdamW with betas (0.9, 0.98), batch 64, 200 steps
+of stage 1 at 2e-3, 300 steps of stage 2 at 1e-3 with `label_smoothing` 0.05. Measured on the 400 rows of `valid`:
+both-order accuracy 0.995 and swap consistency 0.988 with `gramjax train` (541,568 parameters, seed 0; 0.995 and 0.958
+after 200 steps of stage 2); 0.998 to 1.000 and 0.945 to 0.993 over three seeds of a plain program of this shape. Four
+heads are less certain: of four such runs, with two or three layers, one ended at 0.85.
 """
 
 import hashlib
