@@ -1,5 +1,6 @@
 """Checkpoints of a run: bits, faults of the disk, changed models, retention, parameters alone."""
 
+import gc
 import json
 import shutil
 
@@ -56,7 +57,8 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def run(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "run")
-    return tmp_path / "run"
+    yield tmp_path / "run"
+    gc.collect()  # what the reads left behind goes here, not in somebody else's test
 
 
 @pytest.fixture
