@@ -21,20 +21,24 @@ def get_config() -> ConfigDict:
     config.data.judge_prompt = word_translation.JUDGE_PROMPT
     arch = config.model.arch
     arch.hidden_size, arch.intermediate_size, arch.num_layers = 128, 256, 3
-    arch.num_heads, arch.num_kv_heads, arch.head_dim = 4, 2, 32
-    config.optim.lr, config.optim.betas, config.optim.weight_decay = 2e-3, (0.9, 0.98), 0.01
+    arch.num_heads, arch.num_kv_heads, arch.head_dim = 8, 8, 16
+    arch.init_scale = 0.06  # 0.02 suits widths of thousands: a narrow model learns slowly from it
+    config.optim.betas = (0.9, 0.98)
+    config.train.batch_size = 64
     config.train.remat = "none"
     config.phases = ConfigDict(
         {
             "stage1": {
                 "objective": {"stage": "pretrain"},
                 "data": {"train": ("recipe:word_translation:unlabelled",)},
-                "train": {"batch_size": 64, "epochs": 4.0, "evaluate": False},
+                "train": {"steps": 150, "evaluate": False},
+                "optim": {"lr": 2e-3},
             },
             "stage2": {
                 "objective": {"stage": "finetune"},
                 "data": {"train": ("recipe:word_translation:train",)},
-                "train": {"batch_size": 64, "epochs": 6.0, "eval_every": 200},
+                "train": {"steps": 350, "eval_every": 100},
+                "optim": {"lr": 1e-3},
             },
         }
     )

@@ -14,7 +14,8 @@ from typing import Any
 from gramjax.core import checks, runtime
 from gramjax.core.errors import UserError
 
-CONTENTS = ("config.json", "overrides.json", "env.json", "metrics.jsonl", "tb", "checkpoints", "samples", "eval",
+CONTENTS = ("config.json", "overrides.json", "env.json", "metrics.jsonl", "tb", "checkpoints",
+            "checkpoints-refused", "samples", "eval",
             "plots", "tokenizer", "data.json", "report.html", "DONE", "wandb")
 """What a run leaves in its folder; `overwrite` removes exactly these."""
 

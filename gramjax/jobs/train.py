@@ -148,6 +148,10 @@ def announce(writer: Writer, name: str, run: setup.Run, start_step: int) -> None
     )
     for reason, (count, first) in run.data_counts["dropped"].items():
         writer.say(f"  dropped {count:,}: {reason} (first: {first})")
+    for note, (count, first) in run.data_counts["notes"].items():
+        writer.say(f"  {note}: {count:,}{f' (first: {first})' if first else ''}")
+    for note in run.network.renderer.tokenizer.notes:
+        writer.say(f"  tokenizer: {note}")
     if start_step:
         writer.say(f"resuming at step {start_step}")
 

@@ -58,6 +58,11 @@ def resolve(config: Config, renderer: Any) -> Config:
     return dataclasses.replace(config, verdict_ids=tuple(renderer.verdict_ids))
 
 
+def row_types(config: Config) -> tuple[str, ...]:
+    """The row types of the stage, the one to prefer first: labels are not looked at in `pretrain`."""
+    return ROW_TYPES[::-1] if config.stage == "pretrain" else ROW_TYPES[:1]
+
+
 def flip_probability(config: Config) -> float:
     """eps of equation (1) under either convention: eps = alpha (K - 1) / K with K = 2 verdicts."""
     return config.label_smoothing / 2 if config.smoothing_convention == "uniform" else config.label_smoothing
@@ -70,8 +75,6 @@ def encode(row: dict[str, Any], renderer: Any, config: Config) -> Any:
         first, second = row["responses"] if "responses" in row else (row["chosen"], row["rejected"])
         orders = ((first, second), (second, first))
         return tuple(example(renderer.pair_text(prompt, *order)) for order in orders)
-    if "chosen" not in row:
-        raise UserError(f"row {row.get('id')}: stage finetune needs labelled pairs ('chosen', 'rejected')")
     judged = (
         renderer.judge(prompt, row["chosen"], row["rejected"]),
         renderer.judge(prompt, row["rejected"], row["chosen"]),

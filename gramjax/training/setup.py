@@ -143,7 +143,8 @@ def build_run(config: Any) -> Run:
     check_batch(train, mesh)
 
     section = data_section(config)
-    found = readers.read_all(section.train, section, objective.ROW_TYPES)
+    wanted = objective.row_types(objective_config) if hasattr(objective, "row_types") else objective.ROW_TYPES
+    found = readers.read_all(section.train, section, wanted)
     encode = functools.partial(_encode, objective, renderer, objective_config)
     examples = pipeline.encode_rows(found.rows, encode, section, model.config.vocab_size)
     source = pipeline.Pipeline(

@@ -1,0 +1,161 @@
+"""A world in which unlabelled pairs teach what labels are about (check S1 of GRAM): run it whole with
+
+python tests/objectives/permutation_world.py --seeds 3
+
+A hidden permutation P of 16 symbols; a prompt is 4 symbols, a response copies P(x_i) at each place with a probability
+of its own and is random elsewhere; the response with more right places is preferred. Sequence: BOS x SA a SB b PREF,
+16 tokens; the verdict token is read at PREF. Stage 1 writes both responses, stage 2 learns the verdict from N labels.
+"""
+
+import argparse
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gramjax.core import spec, tree
+from gramjax.core.config import OptimSection
+from gramjax.models import decoder, heads, model
+from gramjax.objectives import generative_preference as gram
+from gramjax.training import optimizer
+from gramjax.training.step import make_step
+
+SYMBOLS, PLACES = 16, 4
+BOS, SA, SB, PREF, A, B = range(SYMBOLS, SYMBOLS + 6)
+LENGTH = 4 + 3 * PLACES
+ARCH = decoder.Config(
+    vocab_size=24, hidden_size=64, intermediate_size=256, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=32,
+    tie_word_embeddings=False, init_scale=0.08,
+)  # fmt: skip
+
+
+def triples(rng, count, permutation):
+    """Prompts and two responses [count, 4] each, and the number of right places of each response."""
+    prompt = rng.integers(0, SYMBOLS, (count, PLACES))
+
+    def response():
+        copied = rng.random((count, PLACES)) < rng.random((count, 1))
+        out = np.where(copied, permutation[prompt], rng.integers(0, SYMBOLS, (count, PLACES)))
+        return out, (out == permutation[prompt]).sum(axis=1)
+
+    (a, right_a), (b, right_b) = response(), response()
+    return prompt, a, b, right_a, right_b
+
+
+def sequences(prompt, first, second):
+    column = lambda token: np.full((len(prompt), 1), token)  # noqa: E731
+    parts = [column(BOS), prompt, column(SA), first, column(SB), second, column(PREF)]
+    return np.concatenate(parts, axis=1).astype(np.int32)
+
+
+def batch(tokens, verdict=None):
+    """Scored in stage 1: the separators and both responses (targets 5 to 14)."""
+    count = len(tokens)
+    out = {
+        "tokens": tokens,
+        "labels": np.roll(tokens, -1, axis=1),
+        "loss_mask": np.tile((np.arange(LENGTH) >= PLACES) & (np.arange(LENGTH) < LENGTH - 2), (count, 1)),
+        "segment_ids": np.ones_like(tokens),
+        "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (count, 1)),
+        "ends": np.full((count, 1), LENGTH - 1, np.int32),
+        "example_mask": np.ones((count, 1), np.float32),
+    }
+    out["loss_mask"] = out["loss_mask"].astype(np.float32)
+    return out if verdict is None else out | {"verdict": verdict[:, None].astype(np.int32)}
+
+
+def fit(params, stage, steps, lr, batches, eps=0.1):
+    """Train with the real objective and step; returns parameters and the last loss."""
+    handle = model.build("decoder", ARCH, compute_dtype="float32", attention="xla")
+    labels = tree.labels(list(tree.flatten(params)), (r".*",))
+    optim = OptimSection(lr=lr, warmup_ratio=0.05, betas=(0.9, 0.98))
+    tx = optimizer.build(optim, labels, steps)
+    config = gram.Config(stage=stage, label_smoothing=eps, verdict_ids=(A, B))
+    loss = functools.partial(lambda m, w, b, c: gram.loss(m, w, b, c), c=config)
+    step = jax.jit(make_step(handle, loss, tx, labels, optimizer.schedule(optim, steps)), donate_argnums=0)
+    state = jax.tree.map(jnp.copy, {"params": params, "opt_state": tx.init(params), "step": jnp.zeros((), jnp.int32)})
+    for _ in range(steps):
+        state, metrics = step(state, next(batches))
+    return state["params"], float(metrics["loss"][0] / metrics["loss"][1])
+
+
+def accuracy(params, prompt, better, worse):
+    """Both-order and one-order accuracy, and the share of pairs with the same verdict in both orders."""
+
+    @jax.jit
+    def margins(tokens):
+        hidden = decoder.forward(params, ARCH, {"tokens": tokens}, attention="xla").hidden
+        z = heads.verdict_logits(params, hidden[:, -1], (A, B))
+        return z[:, 0] - z[:, 1]
+
+    first, second = margins(sequences(prompt, better, worse)), margins(sequences(prompt, worse, better))
+    score = (jax.nn.sigmoid(first) + jax.nn.sigmoid(-second)) / 2
+    one_order = (jnp.mean(first > 0) + jnp.mean(second < 0)) / 2
+    return float(jnp.mean(score > 0.5)), float(one_order), float(jnp.mean((first > 0) == (second < 0)))
+
+
+def run(seed, labels, stage1_steps, stage1_size=60_000, shuffle_responses=False, stage2_steps=400, tests=1500):
+    """Accuracies by (number of labels, start): a dictionary, and the loss stage 1 reached."""
+    rng = np.random.default_rng(seed)
+    permutation = rng.permutation(SYMBOLS)
+    fresh = spec.init_params(decoder.specs(ARCH), jax.random.key(seed))
+
+    prompt, a, b, _, _ = triples(rng, stage1_size, permutation)
+    if shuffle_responses:
+        order = rng.permutation(stage1_size)
+        a, b = a[order], b[order]
+    whole = sequences(prompt, a, b)
+
+    def unlabelled():
+        while True:
+            yield batch(whole[rng.integers(0, stage1_size, 128)])
+
+    pretrained, reached = fit(fresh, "pretrain", stage1_steps, 3e-3, unlabelled())
+
+    def labelled(count):
+        prompt, a, b, right_a, right_b = triples(rng, 3 * count, permutation)
+        keep = np.flatnonzero(right_a != right_b)[:count]
+        swap = (right_b > right_a)[keep, None]
+        return prompt[keep], np.where(swap, b[keep], a[keep]), np.where(swap, a[keep], b[keep])
+
+    test = labelled(tests)
+    out = {}
+    for count in labels:
+        prompt, better, worse = labelled(count)
+        tokens = np.concatenate([sequences(prompt, better, worse), sequences(prompt, worse, better)])
+        verdict = np.repeat([0, 1], len(prompt))
+        for start, params in (("random", fresh), ("stage1", pretrained)):
+            draws = np.random.default_rng(seed + 1)
+
+            def batches(draws=draws, tokens=tokens, verdict=verdict):
+                while True:
+                    rows = draws.integers(0, len(tokens), 64)
+                    yield batch(tokens[rows], verdict[rows])
+
+            tuned, _ = fit(params, "finetune", stage2_steps, 1e-3, batches())
+            out[count, start] = accuracy(tuned, *test)
+    return out, reached
+
+
+def main() -> None:
+    """The whole check: seeds, both label counts, and the control with responses shuffled across prompts."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3000)
+    given = parser.parse_args()
+    for shuffle in (False, True):
+        found = [run(seed, (256, 1024), given.steps, shuffle_responses=shuffle) for seed in range(given.seeds)]
+        for key in found[0][0]:
+            values = np.array([result[key] for result, _ in found])
+            facts = dict(zip(("labels", "start"), key)) | {"shuffled": shuffle, "seeds": given.seeds}
+            names = ("both_orders", "one_order", "consistent")
+            means = {n: round(float(v), 3) for n, v in zip(names, values.mean(axis=0))}
+            sds = {f"{n}_sd": round(float(v), 3) for n, v in zip(names, values.std(axis=0, ddof=1))} if len(values) > 1 else {}
+            print(json.dumps(facts | means | sds), flush=True)
+        print(json.dumps({"stage1_loss": [round(loss, 3) for _, loss in found]}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
