@@ -201,7 +201,7 @@ def headline(results: Mapping[str, Any]) -> str:
     """The cards on top: what the run is worth."""
     if "accuracy" not in results:
         return ""
-    low, high = results.get("accuracy_bootstrap_low"), results.get("accuracy_bootstrap_high")
+    low, high = results.get("accuracy_low"), results.get("accuracy_high")
     cards = [
         card(
             "Accuracy",
