@@ -47,6 +47,15 @@ def final_params(workdir):
     return step, {name: leaf.checksum for name, leaf in leaves.items()}
 
 
+@pytest.fixture(scope="module")
+def scalar(done, tmp_path_factory):
+    """A Bradley-Terry run that starts from the weights of the judge."""
+    folder = tmp_path_factory.mktemp("scalar")
+    settings = (f"--config.model.path={done}", "--config.train.steps=2")
+    assert train(folder, *settings, config=f"{TINY}:bradley_terry") == 0
+    return folder
+
+
 @pytest.mark.smoke
 def test_a_run_leaves_what_the_design_promises(done):
     for name in ("config.json", "overrides.json", "env.json", "metrics.jsonl", "eval/preference.json", "DONE"):
@@ -120,16 +129,44 @@ def test_kill_and_resume_across_epochs_gives_the_same_bits(tmp_path):
     assert final_params(killed) == final_params(straight)
 
 
-def test_bradley_terry_starts_from_another_run_and_draws_its_head(done, tmp_path, capsys):
-    """Order of starting points: another run's weights; the head that it lacks is drawn and named."""
-    settings = (f"--config.model.path={done}", "--config.train.steps=2")
-    code = train(tmp_path / "bt", *settings, config=f"{TINY}:bradley_terry")
-    assert code == 0
-    assert "score is not in" in capsys.readouterr().err
-    results = json.loads((tmp_path / "bt" / "eval" / "preference.json").read_text())
+def test_bradley_terry_starts_from_another_run(done, scalar):
+    """Order of starting points: another run's weights; the head that it lacks is drawn."""
+    results = json.loads((scalar / "eval" / "preference.json").read_text())
     assert results["swap_consistency"] is None and results["num_pairs"] == 40
-    entries = read_metrics(tmp_path / "bt" / "metrics.jsonl")
+    entries = read_metrics(scalar / "metrics.jsonl")
     assert entries[0]["min_reward"] <= entries[0]["mean_reward"] <= entries[0]["max_reward"]
+    assert json.loads((scalar / "config.json").read_text())["model"]["path"] == str(done)
+    assert "params/score" in final_params(scalar)[1] and "params/lm_head" not in final_params(scalar)[1]
+
+
+def test_one_score_in_the_run_and_in_the_exported_torch_model(done, scalar, tmp_path):
+    """The margins that the runs wrote are those of torch on the exported folders, for a judge and a scalar model."""
+    torch = pytest.importorskip("torch", reason="parity needs torch")
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    from gramjax.core.config import DataSection
+    from gramjax.data import tokenizer
+    from gramjax.data.recipes import word_translation as recipe
+    from gramjax.data.text import Renderer
+
+    assert run("convert", str(done), str(tmp_path / "judge"), "--to=hf", "--verify") == 0
+    assert run("convert", str(scalar), str(tmp_path / "scalar"), "--to=hf", "--verify") == 0
+    section = DataSection(max_length=recipe.MAX_LENGTH, judge_prompt=recipe.JUDGE_PROMPT)
+    renderer = Renderer(tokenizer.load(str(tmp_path / "judge")), section)
+    judge = AutoModelForCausalLM.from_pretrained(tmp_path / "judge").eval()
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "scalar").eval()
+    a, b = renderer.verdict_ids
+    written = [
+        [json.loads(line) for line in (folder / "eval" / "preference.rows.jsonl").read_text().splitlines()]
+        for folder in (done, scalar)
+    ]
+    with torch.no_grad():
+        for index, row in enumerate(recipe.rows("valid", 40)[:4]):
+            logits = judge(torch.tensor([renderer.judge(row["prompt"], row["chosen"], row["rejected"])])).logits[0, -1]
+            np.testing.assert_allclose(written[0][index]["margin_first"], logits[a] - logits[b], atol=1e-4)
+            ids, _ = renderer.completion(row["prompt"], row["chosen"])
+            reward = model(torch.tensor([ids])).logits[0, 0]
+            np.testing.assert_allclose(written[1][index]["score_chosen"], reward, atol=1e-4)
 
 
 def test_only_the_chosen_parameters_train(done, tmp_path):
