@@ -26,6 +26,8 @@ def main(argv: list[str]) -> int:
     config = arguments.config
     if not config.model.path:
         raise UserError("give --config.model.path=RUN_OR_HF_DIR, the model to evaluate")
+    if config.model.random_weights:
+        raise UserError("config.model.random_weights: there is nothing to evaluate in weights that were never trained")
     path = config.data.path
     if not path:
         raise UserError("give --config.data.path=FILE, the rows to evaluate on")

@@ -94,7 +94,8 @@ def open_network(config: Any, heads: tuple[str, ...] = (), remat: str = "none", 
         scan_layers=scan_layers,
         logit_chunk=config.train.logit_chunk if "train" in config else 1024,
     )
-    return Network(model, Renderer(loaded, data_section(config)), source, mesh)
+    weights = None if section.random_weights else source
+    return Network(model, Renderer(loaded, data_section(config)), weights, mesh)
 
 
 def data_section(config: Any) -> configs.DataSection:

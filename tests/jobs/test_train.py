@@ -169,6 +169,13 @@ def test_one_score_in_the_run_and_in_the_exported_torch_model(done, scalar, tmp_
             np.testing.assert_allclose(written[1][index]["score_chosen"], reward, atol=1e-4)
 
 
+def test_random_weights_take_the_architecture_only(done, tmp_path):
+    settings = (f"--config.model.path={done}", "--config.model.random_weights=True", "--config.train.steps=1")
+    assert train(tmp_path / "fresh", *settings, "--config.train.evaluate=False") == 0
+    first = {e["step"]: e["loss"] for e in read_metrics(done / "metrics.jsonl") if "loss" in e}[1]
+    np.testing.assert_allclose(losses(tmp_path / "fresh")[1], first, rtol=1e-6)  # same seed, same drawn weights
+
+
 def test_only_the_chosen_parameters_train(done, tmp_path):
     code = train(
         tmp_path / "part", f"--config.model.path={done}", "--config.train.steps=2", "--config.train.evaluate=False",
