@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         raise UserError("give --config.data.path=FILE, the rows to evaluate on")
     settings = inherit(config, arguments.overrides)
     network = setup.open_network(config)
-    found = readers.read(path, setup.data_section(config), ("preference",))
+    found = readers.read(path, setup.data_section(config), evaluation.row_types(config.evals))
     if arguments.dry_run:
         print(f"{len(found.rows):,} rows of {found.total:,}, {spec.count(network.model.specs()):,} parameters")
         return 0

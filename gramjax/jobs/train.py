@@ -177,7 +177,7 @@ def valid_rows(config: Any) -> list[dict[str, Any]]:
     section = setup.data_section(config)
     if not config.evals or not section.valid:
         return []
-    return readers.read_all(section.valid, section, ("preference",)).rows
+    return readers.read_all(section.valid, section, evaluation.row_types(config.evals)).rows
 
 
 def summary(results: dict[str, dict[str, Any]]) -> str:

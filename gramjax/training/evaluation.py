@@ -15,6 +15,11 @@ Evaluator = Callable[[Any, Sequence[Mapping[str, Any]], Path, Mapping[str, Any]]
 """`evaluator(params, rows, folder, facts) -> {eval: results}`."""
 
 
+def row_types(evals: Mapping[str, Any]) -> tuple[str, ...]:
+    """The row types that the evals of a config can read, the one to prefer first."""
+    return tuple(dict.fromkeys(kind for name in evals for kind in plugins.load("evals", name).ROW_TYPES))
+
+
 def make_evaluator(model: Model, renderer: Any, evals: Mapping[str, Any]) -> Evaluator:
     """A function that runs the eval plug-ins of `config.evals` on parameters at rest; it compiles once for many calls.
 
