@@ -1,5 +1,6 @@
 """Train a model: rows to tokens, tokens to steps, steps to checkpoints, and a report at the end."""
 
+import contextlib
 import copy
 import dataclasses
 import sys
@@ -12,7 +13,7 @@ import jax
 
 from gramjax.checkpoint import state as checkpoints
 from gramjax.core import config as configs
-from gramjax.core import flags, folder, runtime, spec, tree
+from gramjax.core import flags, folder, runtime, signals, spec, tree
 from gramjax.core.errors import UserError
 from gramjax.core.writer import Writer
 from gramjax.data import readers
@@ -79,7 +80,9 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> 
             return
         rows = valid_rows(config) if section.evaluate else []
         log = configs.section(config.log, configs.LogSection, "log")
-        with Writer(workdir, log, run.total_steps, start_step) as writer:
+        watch = signals.Watch()  # several processes: the runtime has to agree on a step
+        watching = watch if jax.process_count() == 1 else contextlib.nullcontext()
+        with Writer(workdir, log, run.total_steps, start_step) as writer, saved, watching:
             announce(writer, name, run, start_step)
 
             network = run.network
@@ -106,8 +109,8 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> 
                 evaluate if rows else None,
                 save,
                 run.source.epoch,
+                lambda: watch.asked,
             )
-            saved.close()
             if rows:
                 evaluate(run.total_steps, state)
         finish(workdir, run)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from gramjax.core.errors import GramjaxError
+from gramjax.core.errors import GramjaxError, Preempted
 from gramjax.training.step import State
 
 
@@ -59,11 +59,13 @@ def run(
     evaluate: Callable[[int, State], None] | None = None,
     save: Callable[[int, State, dict[str, Any]], None] | None = None,
     epoch_of: Callable[[int], float] = lambda step: 0.0,
+    stop: Callable[[], bool] = lambda: False,
 ) -> State:
     """Train from `start_step` to `plan.total_steps` and return the last state.
 
     `put` places a host batch on the devices. Metrics of a step are fetched after the next step has been dispatched,
-    so that the host never stalls the devices. Raises NotFinite naming the step when the loss is not finite.
+    so that the host never stalls the devices. Raises NotFinite naming the step when the loss is not finite, and
+    Preempted when `stop` says so: after the step at hand, with its state saved.
     """
     waiting: list[tuple[int, Any]] = []
     meter = Meter(num_tokens)
@@ -92,6 +94,10 @@ def run(
         if waiting and waiting[-1][0] % plan.log_every == 0:
             flush(waiting[-1][0])
         waiting.append((step + 1, metrics))
+        if save is not None and step + 1 < plan.total_steps and stop():
+            flush(step + 1)
+            save(step + 1, state, {"source": source.state(), "num_tokens": meter.num_tokens})
+            raise Preempted(f"stopped on request; step {step + 1} is saved: run the same command to go on")
     flush(plan.total_steps)
     if save is not None and start_step < plan.total_steps:
         save(plan.total_steps, state, {"source": source.state(), "num_tokens": meter.num_tokens})

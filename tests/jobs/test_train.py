@@ -1,7 +1,6 @@
 """The train and evaluate jobs from end to end: kill and resume, the files of a run, phases, refusals."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from gramjax import cli
 from gramjax.checkpoint import state
 from gramjax.core.writer import read_metrics
 
+LONG = ("--config.train.steps=260", "--config.train.save_every=20", "--config.train.evaluate=False")
 TINY = str(Path(__file__).parent / "tiny.py")
 
 
@@ -104,25 +104,47 @@ def test_another_config_in_the_same_folder_is_refused(done, capsys):
     assert (done / "DONE").exists()
 
 
-def test_kill_and_resume_across_epochs_gives_the_same_bits(tmp_path):
-    """F1, F8: SIGKILL in the middle, the same command again; every step logged once, the final state bit-equal."""
-    settings = ["--config.train.steps=260", "--config.train.save_every=20", "--config.train.evaluate=False"]
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert train(straight, *settings) == 0
-
-    command = [sys.executable, "-m", "gramjax", "train", f"--config={TINY}", f"--workdir={killed}", *settings]
-    log = (tmp_path / "log").open("w")
-    process = subprocess.Popen(command, stdout=log, stderr=log, env=dict(os.environ))
+def start(workdir, log, *settings):
+    """The train job as a process of its own, once it has logged some steps."""
+    command = [sys.executable, "-m", "gramjax", "train", f"--config={TINY}", f"--workdir={workdir}", *settings]
+    process = subprocess.Popen(command, stdout=log.open("w"), stderr=subprocess.STDOUT)
     while process.poll() is None:
-        if (killed / "metrics.jsonl").exists() and len((killed / "metrics.jsonl").read_text().splitlines()) > 90:
-            process.send_signal(signal.SIGKILL)
+        if (workdir / "metrics.jsonl").exists() and len((workdir / "metrics.jsonl").read_text().splitlines()) > 90:
             break
         time.sleep(0.005)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL, (tmp_path / "log").read_text()[-2000:]
+    assert process.poll() is None, log.read_text()[-2000:]
+    return process
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run that nobody interrupts."""
+    folder = tmp_path_factory.mktemp("straight")
+    assert train(folder, *LONG) == 0
+    return folder
+
+
+def test_sigterm_saves_and_exits_with_the_code_for_requeue(straight, tmp_path):
+    """F6: a scheduler's signal in a single-process run; the next start ends where an uninterrupted run does."""
+    process = start(tmp_path / "run", tmp_path / "log", *LONG)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 75 and "is saved" in (tmp_path / "log").read_text()
+    saved, logged = state.steps_of(tmp_path / "run")[-1], max(losses(tmp_path / "run"))
+    assert saved == logged < 260
+    assert train(tmp_path / "run", *LONG) == 0
+    assert losses(tmp_path / "run") == losses(straight)
+    assert final_params(tmp_path / "run") == final_params(straight)
+
+
+def test_kill_and_resume_across_epochs_gives_the_same_bits(straight, tmp_path):
+    """F1, F8: SIGKILL in the middle, the same command again; every step logged once, the final state bit-equal."""
+    killed = tmp_path / "killed"
+    process = start(killed, tmp_path / "log", *LONG)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
     assert not (killed / "DONE").exists() and state.steps_of(killed)[-1] < 260
 
-    assert train(killed, *settings) == 0
+    assert train(killed, *LONG) == 0
     assert losses(killed) == losses(straight)
     steps = [e["step"] for e in read_metrics(killed / "metrics.jsonl")]
     assert steps == sorted(set(steps)) == list(range(1, 261))
