@@ -1,6 +1,6 @@
 """A world in which unlabelled pairs teach what labels are about (check S1 of GRAM): run it whole with
 
-python tests/objectives/permutation_world.py --seeds 3
+python tests/objectives/permutation_world.py --seeds 3 [--control]
 
 A hidden permutation P of 16 symbols; a prompt is 4 symbols, a response copies P(x_i) at each place with a probability
 of its own and is random elsewhere; the response with more right places is preferred. Sequence: BOS x SA a SB b PREF,
@@ -144,17 +144,17 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--control", action="store_true", help="shuffle the responses of stage 1 across prompts")
     given = parser.parse_args()
-    for shuffle in (False, True):
-        found = [run(seed, (256, 1024), given.steps, shuffle_responses=shuffle) for seed in range(given.seeds)]
-        for key in found[0][0]:
-            values = np.array([result[key] for result, _ in found])
-            facts = dict(zip(("labels", "start"), key)) | {"shuffled": shuffle, "seeds": given.seeds}
-            names = ("both_orders", "one_order", "consistent")
-            means = {n: round(float(v), 3) for n, v in zip(names, values.mean(axis=0))}
-            sds = {f"{n}_sd": round(float(v), 3) for n, v in zip(names, values.std(axis=0, ddof=1))} if len(values) > 1 else {}
-            print(json.dumps(facts | means | sds), flush=True)
-        print(json.dumps({"stage1_loss": [round(loss, 3) for _, loss in found]}), flush=True)
+    found = [run(seed, (256, 1024), given.steps, shuffle_responses=given.control) for seed in range(given.seeds)]
+    names = ("both_orders", "one_order", "consistent")
+    for labels, start in found[0][0]:
+        values = np.array([result[labels, start] for result, _ in found])
+        facts = {"labels": labels, "start": start, "shuffled": given.control, "seeds": given.seeds}
+        means = {name: round(float(value), 3) for name, value in zip(names, values.mean(axis=0))}
+        spread = {f"{name}_sd": round(float(value), 3) for name, value in zip(names, values.std(axis=0))}
+        print(json.dumps(facts | means | spread), flush=True)
+    print(json.dumps({"stage1_loss": [round(loss, 3) for _, loss in found]}), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,10 @@ WORKER = Path(__file__).parent / "mesh_worker.py"
 def run(devices: int, data: int, fsdp: int, tensor: int) -> tuple[dict, str]:
     environment = dict(os.environ, XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
     done = subprocess.run(
-        [sys.executable, str(WORKER), str(data), str(fsdp), str(tensor)], env=environment, capture_output=True, text=True
+        [sys.executable, str(WORKER), str(data), str(fsdp), str(tensor)],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
