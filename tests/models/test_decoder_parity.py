@@ -1,4 +1,4 @@
-"""Every family against its PyTorch implementation: each projection, each layer, the whole model, and cached decoding."""
+"""Every family against its PyTorch implementation: projections, layers, the whole model, and cached decoding."""
 
 import jax.numpy as jnp
 import numpy as np
