@@ -1,6 +1,7 @@
 """One record per parameter: shape, axis names, initialiser. Everything else about a parameter is derived from it."""
 
 import dataclasses
+import functools
 import math
 import zlib
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gramjax.core import tree
 
@@ -53,23 +55,33 @@ def abstract(specs: Any, dtype: Any = jnp.float32, shardings: Any = None) -> Any
     return map_specs(lambda s, d, sh: jax.ShapeDtypeStruct(s.shape, d, sharding=sh), specs, dtypes, shardings)
 
 
-def init_leaf(spec: Spec, key: jax.Array, path: str, dtype: Any = jnp.float32) -> jax.Array:
-    """The initial value of one parameter: depends on the key and its path only, never on the other parameters."""
-    if spec.init == "zeros":
-        return jnp.zeros(spec.shape, dtype)
-    if spec.init == "ones":
-        return jnp.ones(spec.shape, dtype)
-    if spec.init != "normal":
+def init_leaf(spec: Spec, key: jax.Array, path: str, dtype: Any = jnp.float32, sharding: Any = None) -> jax.Array:
+    """The initial value of one parameter: depends on the key and its path only, never on the other parameters.
+
+    Parameters that are alike share one compiled program, which makes the value on its own devices.
+    """
+    if spec.init not in ("normal", "ones", "zeros"):
         raise ValueError(f"{path}: unknown initialiser {spec.init!r}")
-    leaf_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
-    return (spec.scale * jax.random.normal(leaf_key, spec.shape, jnp.float32)).astype(dtype)
+    return _drawing(spec, jnp.dtype(dtype), sharding)(key, np.uint32(zlib.crc32(path.encode())))
 
 
-def init_params(specs: Any, key: jax.Array, dtype: Any = jnp.float32) -> Any:
-    """Initial parameters for a tree of specs. Run it under `jit(..., out_shardings=...)` for sharded ones."""
+@functools.lru_cache(maxsize=256)
+def _drawing(spec: Spec, dtype: Any, sharding: Any) -> Callable[[jax.Array, np.uint32], jax.Array]:
+    def draw(key: jax.Array, number: np.uint32) -> jax.Array:
+        if spec.init != "normal":
+            return jnp.full(spec.shape, 1 if spec.init == "ones" else 0, dtype)
+        values = jax.random.normal(jax.random.fold_in(key, number), spec.shape, jnp.float32)
+        return (spec.scale * values).astype(dtype)
+
+    return jax.jit(draw, out_shardings=sharding)
+
+
+def init_params(specs: Any, key: jax.Array, dtype: Any = jnp.float32, shardings: Any = None) -> Any:
+    """Initial parameters for a tree of specs, one after the other. `dtype` and `shardings` may be trees like specs."""
     flat = tree.flatten(specs, is_leaf=is_spec)
     dtypes = tree.flatten(dtype) if isinstance(dtype, dict) else dict.fromkeys(flat, dtype)
-    return tree.unflatten({path: init_leaf(s, key, path, dtypes[path]) for path, s in flat.items()})
+    places = dict.fromkeys(flat) if shardings is None else tree.flatten(shardings)
+    return tree.unflatten({path: init_leaf(s, key, path, dtypes[path], places[path]) for path, s in flat.items()})
 
 
 def count(specs: Any) -> int:

@@ -260,7 +260,7 @@ def load_params(model: Model, source: Any, shardings: Any, dtypes: Any, seed: in
     """
     specs, key = model.specs(), jax.random.key(seed)
     if source is None:
-        draw = jax.jit(lambda key: spec.init_params(specs, key, dtypes), out_shardings=shardings)
-        return huggingface.Loaded(draw(key), ("*",), ("all parameters are drawn from the seed",))
+        params = spec.init_params(specs, key, dtypes, shardings)
+        return huggingface.Loaded(params, ("*",), ("all parameters are drawn from the seed",))
     heads = tuple(name for name in ("score", "value", "lm_head") if name in specs)
     return source.load(specs, model.config, shardings, dtypes, fresh=heads, key=key)
