@@ -238,6 +238,17 @@ def distributed_plan(asked: str, environment: Mapping[str, str]) -> dict[str, An
     return {"cluster_detection_method": "slurm"} if several else None
 
 
+def release_memory() -> None:
+    """Give memory that the compiler has freed back to the system (glibc keeps it); elsewhere nothing happens."""
+    import ctypes
+    import gc
+
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 def transfer_guard(level: str = "disallow") -> Any:
     """Context in which JAX refuses implicit copies from the host: what a training loop runs under.
 

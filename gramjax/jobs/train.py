@@ -164,6 +164,7 @@ def announce(writer: Writer, name: str, run: setup.Run, start_step: int) -> None
 def compile_step(run: setup.Run, state: Any, writer: Writer, started: float) -> Any:
     """Compile the step for the shapes of the data and say what memory it takes."""
     compiled = run.step.lower(state, run.put(run.source.batch(0))).compile()
+    runtime.release_memory()
     memory = compiled.memory_analysis()
     seconds = time.perf_counter() - started
     if memory is not None:

@@ -33,6 +33,15 @@ def choose(implementation: str, backend: str | None = None) -> str:
     return "blocked" if (backend or jax.default_backend()) == "cpu" else "xla"
 
 
+def compiler_options(backend: str | None = None) -> dict[str, str]:
+    """What XLA must be told to compile a program with remat, by backend.
+
+    On a CPU older XLA drops the barriers of `jax.checkpoint` before it merges equal expressions, and so merges what
+    the backward pass computes again with what the forward pass had: unscanned layers then save everything.
+    """
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if (backend or jax.default_backend()) == "cpu" else {}
+
+
 def attention(
     q_BTHE: jax.Array,
     k_BSKE: jax.Array,

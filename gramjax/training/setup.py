@@ -22,6 +22,7 @@ from gramjax.core import plugins, sharding, spec, tree
 from gramjax.core.errors import UserError
 from gramjax.data import pipeline, readers, rows, tokenizer
 from gramjax.data.text import Renderer
+from gramjax.models.attention import compiler_options
 from gramjax.models.model import Model, build
 from gramjax.training import optimizer
 from gramjax.training.step import State, make_step
@@ -177,7 +178,13 @@ def build_run(config: Any) -> Run:
         train.grad_accum,
     )
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    jitted = jax.jit(step, donate_argnums=0, in_shardings=(shardings, None), out_shardings=(shardings, None))
+    jitted = jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(shardings, None),
+        out_shardings=(shardings, None),
+        compiler_options=compiler_options(),
+    )
     counts = {
         "rows": found.total,
         "examples": len(examples),
