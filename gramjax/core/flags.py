@@ -84,7 +84,7 @@ def config_path(name: str) -> Path:
     near = difflib.get_close_matches(name.removesuffix(".py").removeprefix("configs/"), known, n=1)
     hint = f" — did you mean --config={near[0]}?" if near else ""
     where = "" if path.suffix in (".py", ".json") else " (a file of your own is given by its path, ending in .py)"
-    raise UserError(f"config {name!r} not found{hint} packaged configs: {', '.join(known) or 'none'}{where}")
+    raise UserError(f"config {name!r} not found{hint}; packaged configs: {', '.join(known) or 'none'}{where}")
 
 
 def load(name: str) -> ConfigDict:
@@ -263,6 +263,15 @@ def override(config: ConfigDict, path: str, text: str | None, kinds: Mapping[str
     return value
 
 
+def hidden_by_phases(config: ConfigDict, path: str) -> None:
+    """Raise UserError for a setting on the command line that a phase replaces with its own: it would do nothing."""
+    phases = config.get("phases", {})
+    owners = [name for name in sorted(phases) if checks.flatten(phases[name]).get(path, ()) != ()]
+    if owners:
+        flags = " and ".join(f"--config.phases.{name}.{path}=…" for name in owners)
+        raise UserError(f"config.{path} is set by the phases of this config: give {flags}")
+
+
 def elements(path: str, value: tuple[Any, ...], kind: Any, old: tuple[Any, ...]) -> tuple[Any, ...]:
     """A tuple from the command line with its elements as the setting has them: 1 as 1.0, 7 as '7'."""
     inner = [a for a in getattr(kind, "__args__", ()) if a is not Ellipsis] or [type(v) for v in old[:1]]
@@ -299,6 +308,7 @@ def parse(argv: list[str], verb: str = "train") -> Arguments:
             if flag in apart and isinstance(before.get(path), bool):
                 raise UserError(f"{text!r} is not a flag (--{flag} is a switch; --no{flag} turns it off)")
             overrides[path] = override(config, path, text, known, verb)
+            hidden_by_phases(config, path)
     origins = {
         path: "command line" if path in overrides
         else "default" if path in known and known[path].default == value else "config"

@@ -48,8 +48,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def holds_run(workdir: str | Path) -> bool:
-    """True if a run was started in the folder."""
-    return any((Path(workdir) / name).exists() for name in ("config.json", "checkpoints"))
+    """True if a run in the folder came to results: one that stopped at a wrong setting or file left nothing to lose."""
+    folder = Path(workdir)
+    checkpoints, metrics = folder / "checkpoints", folder / "metrics.jsonl"
+    return (
+        (checkpoints.is_dir() and any(checkpoints.iterdir()))
+        or (metrics.is_file() and metrics.stat().st_size > 0)
+        or any((folder / name).exists() for name in ("eval", "samples", "DONE"))
+    )
 
 
 def prepare(

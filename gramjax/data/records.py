@@ -91,7 +91,7 @@ def parse(text: str) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_constant, parse_float=_finite)
     except json.JSONDecodeError as error:
-        raise BadRecord("invalid JSON", f"{error.msg} at character {error.pos + 1}") from None
+        raise BadRecord("invalid JSON", f"{error.msg.removesuffix(' at')} at character {error.pos + 1}") from None
     except RecursionError:
         raise BadRecord("invalid JSON", "nested too deeply") from None
     except ValueError as error:

@@ -32,6 +32,10 @@ NEEDS: dict[str, str] = {
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
+OWN_COLUMNS = ("prompt", "chosen", "rejected", "completion", "completions", "label", "labels", "text", "messages",
+               "responses")
+"""The columns that decide the type of a row."""
+
 LIKELY_PROMPTS = ("question", "instruction", "query", "input", "problem", "context")
 
 Message = dict[str, Any]
@@ -82,10 +86,12 @@ def missing(row: Mapping[str, Any], where: str, want: Iterable[str]) -> WrongCol
     wanted = list(want) or [PREFERENCE]
     needs = "; ".join(f"{kind} training needs {NEEDS[kind]}" for kind in wanted)
     texts = [str(key) for key, value in row.items() if isinstance(value, str)]
-    first = next((key for key in (*LIKELY_PROMPTS, *texts) if key in texts and key != "id"), "old")
+    free = [key for key in texts if key not in (*OWN_COLUMNS, "id")]
+    first = next((key for key in (*LIKELY_PROMPTS, *free) if key in free), "")
+    empty = [str(key) for key, value in row.items() if value is None and key in OWN_COLUMNS]
     return WrongColumns(
-        f"{where}: has {columns(row) or 'no filled column'}; {needs}. "
-        f"Rename with --config.data.rename=\"('{first}:prompt',)\""
+        f"{where}: has {columns(row) or 'no filled column'}{''.join(f', {key!r} is null' for key in empty)}; {needs}"
+        + (f". Rename with --config.data.rename=\"('{first}:prompt',)\"" if first else "")
     )
 
 

@@ -309,3 +309,14 @@ def test_as_dict_is_json():
 
     values = folder.as_dict(ConfigDict({"a": {"b": (1, ("c",))}, "d": 1.5}))
     assert json.loads(json.dumps(values)) == values == {"a": {"b": [1, ["c"]]}, "d": 1.5}
+
+
+def test_a_setting_that_phases_replace_is_refused_with_the_flags_to_give(capsys):
+    """It would do nothing: every phase of the quickstart brings data of its own."""
+    with pytest.raises(UserError) as caught:
+        flags.parse(["--config=quickstart", "--dry_run", "--config.data.train=('mine.jsonl',)"])
+    assert "--config.phases.stage1.data.train=" in str(caught.value)
+    assert "--config.phases.stage2.data.train=" in str(caught.value)
+    # stage 1 of `gram` has an empty tuple there: it takes the data of the whole config
+    parsed = flags.parse(["--config=gram", "--dry_run", "--config.data.train=('mine.jsonl',)"])
+    assert parsed.config.data.train == ("mine.jsonl",)

@@ -21,6 +21,12 @@ def prepare(path, config=CONFIG, **options):
     return folder.prepare(path, config, {"seed": 0}, environment={"host": "here"}, **options)
 
 
+def started(path, config=CONFIG):
+    """A folder with a run that has logged something."""
+    prepare(path, config)
+    (path / "metrics.jsonl").write_text('{"step": 1}\n')
+
+
 def test_a_new_folder_gets_its_files(tmp_path):
     assert prepare(tmp_path / "runs" / "a") is False
     read = {path.name: json.loads(path.read_text()) for path in (tmp_path / "runs" / "a").iterdir()}
@@ -31,18 +37,18 @@ def test_a_new_folder_gets_its_files(tmp_path):
 
 
 def test_the_same_run_goes_on(tmp_path):
-    prepare(tmp_path)
+    started(tmp_path)
     assert prepare(tmp_path) is True
 
 
 def test_settings_that_change_no_step_may_differ(tmp_path):
-    prepare(tmp_path)
+    started(tmp_path)
     assert prepare(tmp_path, changed(train__keep=5)) is True
     assert json.loads((tmp_path / "config.json").read_text())["train"]["keep"] == 5
 
 
 def test_another_run_is_refused_with_both_values(tmp_path):
-    prepare(tmp_path)
+    started(tmp_path)
     before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(UserError) as caught:
         prepare(tmp_path, changed(train__batch_size=16, optim__betas=(0.9, 0.99)))
@@ -52,14 +58,20 @@ def test_another_run_is_refused_with_both_values(tmp_path):
     assert (tmp_path / "config.json").read_bytes() == before
 
 
-def test_a_run_is_not_continued_unasked(tmp_path):
+def test_a_run_that_stopped_at_a_wrong_setting_does_not_block_its_folder(tmp_path):
     prepare(tmp_path)
+    assert prepare(tmp_path, changed(train__batch_size=16)) is False
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["batch_size"] == 16
+
+
+def test_a_run_is_not_continued_unasked(tmp_path):
+    started(tmp_path)
     with pytest.raises(UserError, match="config.resume is False"):
         prepare(tmp_path, resume=False)
 
 
 def test_overwrite_removes_the_run_and_nothing_else(tmp_path):
-    prepare(tmp_path)
+    started(tmp_path)
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     (tmp_path / "notes.txt").write_text("mine")
@@ -74,7 +86,7 @@ def test_folders_that_cannot_be_used(tmp_path):
         prepare(tmp_path / "file")
     with pytest.raises(UserError, match="cannot be written"):
         prepare(tmp_path / "file" / "below")
-    prepare(tmp_path / "run")
+    started(tmp_path / "run")
     (tmp_path / "run" / "config.json").write_text("{")
     with pytest.raises(UserError, match="no readable JSON"):
         prepare(tmp_path / "run")
