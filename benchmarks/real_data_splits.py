@@ -3,6 +3,8 @@
 The rule, the same on every machine: bucket = crc32(key, lower case, stripped) % 5. Bucket 0 is held out, bucket 1 is
 the part of the training rows on which settings are chosen, 2 to 4 are the rest. The key is the statement (persona),
 the first human turn (hh_harmless) or the instruction (self_instruct, pandalm), so rows of one key are on one side.
+hh_harmless keeps the rows whose two answers are at most SHORT characters together, so that a judge of 512 positions
+with a vocabulary of 512 sees both answers whole.
 pandalm and self_instruct share instructions: odd crc32 goes to stage 1, even crc32 to the evaluation.
 """
 
@@ -16,6 +18,7 @@ from gramjax.core.config import DataSection
 from gramjax.data import readers
 
 TRAITS = ("agreeableness", "conscientiousness", "interest-in-math", "interest-in-science")
+SHORT = 300
 Rows = list[dict[str, Any]]
 
 
@@ -27,6 +30,11 @@ def crc(key: str) -> int:
 def first_turn(row: Mapping[str, Any]) -> str:
     """The first human turn of a conversational prompt."""
     return row["prompt"][0]["content"]
+
+
+def answers_length(row: Mapping[str, Any]) -> int:
+    """Characters of both answers."""
+    return sum(len(message["content"]) for side in ("chosen", "rejected") for message in row[side])
 
 
 def spread(rows: Iterable[dict[str, Any]]) -> Rows:
@@ -46,6 +54,7 @@ def parts(data: Path, limit: int) -> dict[str, Rows]:
     """Every split by name. `limit` > 0 keeps the first rows (in the order of `spread`) of each, for a quick run."""
     persona = [row for trait in TRAITS for row in read(data, f"persona/{trait}", "preference", "persona")]
     harmless = read(data, "hh_harmless/dev", "preference", "hh_harmless")
+    harmless = [row for row in harmless if answers_length(row) <= SHORT]
     out: dict[str, Rows] = {}
     for name, rows, key in (("persona", persona, lambda r: r["statement"]), ("hh_harmless", harmless, first_turn)):
         bucket = {row["id"]: crc(key(row)) % 5 for row in rows}
