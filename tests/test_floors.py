@@ -106,6 +106,13 @@ def parts_of(path: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.smoke
+def test_test_files_have_names_of_their_own():
+    """There are no packages below `tests`: pytest cannot tell two modules of one name apart."""
+    names = [path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
+
+
+@pytest.mark.smoke
 def test_files_import_lower_floors_only():
     found = {path.name: broken_floors(parts_of(path), ast.parse(path.read_text("utf-8"))) for path in SOURCES}
     assert {name: lines for name, lines in found.items() if lines} == {}

@@ -122,6 +122,9 @@ def open_source(path: str | Path, step: int | None = None) -> Source:
     """
     path = Path(path).expanduser()
     if not path.exists():
+        if path.parent.name == state.FOLDER and path.name.isdigit():
+            known = ", ".join(map(str, state.steps_of(path.parent.parent))) or "none"
+            raise UserError(f"{path.parent.parent} has no checkpoint of step {path.name} (there are: {known})")
         raise UserError(
             f"offline: {path} not found locally. Copy the model folder and pass its path; gramjax never needs the hub"
         )
@@ -135,7 +138,8 @@ def open_source(path: str | Path, step: int | None = None) -> Source:
     if (path / "state").is_dir() or (path / state.COMMITTED).exists() or (path / "manifest" / "metadata").exists():
         known = ", ".join(map(str, state.steps_of(path.parent.parent))) or "none"
         raise UserError(
-            f"{path} is one step of a run (steps there: {known}): give {path.parent.parent} and --step={path.name}"
+            f"{path} is one step of a run (steps there: {known}): give {path.parent.parent} and the step "
+            f"by itself (config.model.step={path.name}, or --step={path.name} of convert)"
         )
     if (path / "adapter_config.json").exists():
         raise UserError(f"{path} is an adapter (LoRA), not a model: merge it into its model first")
@@ -152,7 +156,7 @@ def open_source(path: str | Path, step: int | None = None) -> Source:
 
 def _no_step(path: Path, step: int | None) -> None:
     if step is not None:
-        raise UserError(f"--step={step}: {path} is no run folder, it has no steps")
+        raise UserError(f"step {step} of {path}: it is no run folder, it has no steps")
 
 
 def _tokenizer(path: Path) -> str:

@@ -26,6 +26,8 @@ class ModelSection:
     """A file of `gramjax/models`."""
     path: str = ""
     """Hugging Face folder, gramjax run folder or llama2.c file with weights; empty: random weights from `arch`."""
+    step: int = 0
+    """Checkpoint of a run folder at `path`; 0: the newest that is whole."""
     random_weights: bool = False
     """Take only the architecture from `path`, and draw the weights from the seed."""
     compute_dtype: str = "auto"

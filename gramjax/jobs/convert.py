@@ -1,6 +1,5 @@
 """Convert weights: gramjax run, Hugging Face folder or llama2.c file to a Hugging Face folder or a run folder."""
 
-import argparse
 import contextlib
 import dataclasses
 import importlib.util
@@ -17,6 +16,7 @@ import numpy as np
 from gramjax.checkpoint import folder as folders
 from gramjax.checkpoint import hf_config, huggingface, json_file, state, tables
 from gramjax.checkpoint.source import Source, open_source
+from gramjax.core import flags
 from gramjax.core.errors import DataError, UserError
 from gramjax.data import tokenizer
 from gramjax.models import decoder, heads, stack
@@ -33,6 +33,8 @@ def main(argv: list[str]) -> int:
     _check_apart(source.path, target)
     with contextlib.ExitStack() as cleanup:
         where = cleanup.enter_context(_tokenizer_folder(arguments.tokenizer, source))
+        if not where:
+            state.say(f"no tokenizer beside {source.path}: none is carried along (--tokenizer=FOLDER_OR_FILE)")
         config = _fit_tokenizer(source.config, where, arguments.pad_vocab)
         config = dataclasses.replace(config, heads=(hf_config.exported_head(config, arguments.head),))
         dtype = jnp.dtype(arguments.dtype) if arguments.dtype else source.dtype()
@@ -54,8 +56,8 @@ def main(argv: list[str]) -> int:
     return 0 if before is None or verify(target, config, rows, before) else 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="gramjax convert", description=__doc__, allow_abbrev=False)
+def _parser() -> flags.Parser:
+    parser = flags.Parser(prog="gramjax convert", description=__doc__, allow_abbrev=False)
     parser.add_argument("src", help="run folder, Hugging Face folder, or llama2.c .bin file")
     parser.add_argument("dst", help="folder to write")
     parser.add_argument("--to", choices=("hf", "gramjax"), required=True)

@@ -72,7 +72,7 @@ def open_network(config: Any, heads: tuple[str, ...] = (), remat: str = "none", 
     section = configs.section(config.model, configs.ModelSection, "model")
     tokens = configs.section(config.tokenizer, configs.TokenizerSection, "tokenizer")
     module = plugins.load("models", section.kind)
-    source = weight_source.open_source(section.path) if section.path else None
+    source = weight_source.open_source(section.path, section.step or None) if section.path else None
     tokenizer_path = tokens.path or (source.tokenizer_folder if source else "")
     if not tokenizer_path:
         raise UserError(

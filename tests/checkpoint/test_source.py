@@ -79,7 +79,7 @@ def test_huggingface_folder(small_folder):
     source = open_source(str(small_folder))
     assert (source.kind, source.config, source.dtype()) == ("huggingface", SMALL, jnp.float32)
     assert_equal(source.load(decoder.specs(SMALL), SMALL).params, random_params(SMALL))
-    with pytest.raises(UserError, match="--step=3.*no run folder"):
+    with pytest.raises(UserError, match="step 3.*no run folder"):
         open_source(small_folder, step=3)
 
 
@@ -94,7 +94,8 @@ def test_paths_that_are_something_else(run, small_folder, tmp_path):
     for path, text in (
         ("meta-llama/Llama-3.2-1B", "offline: meta-llama/Llama-3.2-1B not found locally"),
         (run / "checkpoints", f"is the checkpoint folder of a run: give {run}"),
-        (run / "checkpoints" / "100", rf"one step of a run \(steps there: 100, 200\): give {run} and --step=100"),
+        (run / "checkpoints" / "100", rf"one step of a run \(steps there: 100, 200\): give {run} and the step by itself"),
+        (run / "checkpoints" / "7", rf"{run} has no checkpoint of step 7 \(there are: 100, 200\)"),
         (small_folder / "model.safetensors", "one file of a model: give the folder"),
         (small_folder / "config.json", "is no model"),
         (make("adapter", "adapter_config.json"), "adapter .LoRA.*merge it"),

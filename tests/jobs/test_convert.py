@@ -138,3 +138,8 @@ def test_llama2c_with_its_tokenizer(data_dir, tmp_path, capsys):
     assert convert.main([str(source / "stories260K.bin"), str(out), *arguments]) == 0
     golden = json.loads((source / "golden.json").read_text())["greedy_from_bos"]
     assert tokenizer.load(str(out)).decode(golden["ids"][1:]).strip() == golden["text"].strip()
+
+
+def test_words_that_are_not_understood_are_one_line(tmp_path):
+    with pytest.raises(UserError, match="invalid choice: 'onnx'"):
+        convert.main([str(tmp_path / "a"), str(tmp_path / "b"), "--to=onnx"])

@@ -90,6 +90,13 @@ def test_evaluate_gives_the_numbers_of_the_training_run(done, tmp_path):
         np.testing.assert_allclose(now[name], then[name], atol=1e-5, err_msg=name)
 
 
+def test_evaluate_takes_the_step_it_is_asked_for(done, tmp_path, capsys):
+    rows = ("--config.data.path=recipe:word_translation:valid:8", f"--workdir={tmp_path / 'out'}", "--dry_run")
+    assert run("evaluate", "--config=evaluate", f"--config.model.path={done}", "--config.model.step=6", *rows) == 0
+    assert run("evaluate", "--config=evaluate", f"--config.model.path={done}", "--config.model.step=5", *rows) == 2
+    assert "has no checkpoint of step 5 (there are: 6)" in capsys.readouterr().err
+
+
 def test_same_command_again_says_that_it_is_done(done, capsys):
     before = (done / "metrics.jsonl").read_text()
     assert train(done) == 0
