@@ -38,12 +38,13 @@ def serve(prepare: Callable[[], Callable[[], Any]], facts: Callable[[], dict[str
     first = time.perf_counter()
     say({"ready": ready - started, "first_step": first - ready, "first_value": value})
     for line in sys.stdin:
-        seconds = []
+        seconds, cpu = [], []
         for _ in range(int(line)):
-            begin = time.perf_counter()
+            begin, cpu_begin = time.perf_counter(), time.process_time()
             value = float(step())
             seconds.append(time.perf_counter() - begin)
-        say({"seconds": seconds, "value": value, "peak_mib": peak_mib(), **facts()})
+            cpu.append(time.process_time() - cpu_begin)
+        say({"seconds": seconds, "cpu": cpu, "value": value, "peak_mib": peak_mib(), **facts()})
 
 
 def say(message: dict[str, Any]) -> None:
@@ -55,7 +56,10 @@ class Side:
     """A side as the parent sees it."""
 
     def __init__(self, name: str, command: Sequence[str], environment: dict[str, str] | None = None) -> None:
-        self.name, self.seconds, self.facts = name, [], {}
+        self.name = name
+        self.seconds: list[float] = []
+        self.cpu: list[float] = []
+        self.facts: dict[str, Any] = {}
         self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             command,
@@ -83,6 +87,7 @@ class Side:
         self.process.stdin.flush()
         answer = self._read()
         self.seconds += answer.pop("seconds")
+        self.cpu += answer.pop("cpu")
         self.facts = answer
 
     def result(self) -> dict[str, Any]:
@@ -93,6 +98,7 @@ class Side:
         return {
             "median_s": round(statistics.median(self.seconds), 4),
             "min_s": round(min(self.seconds), 4),
+            "median_cpu_s": round(statistics.median(self.cpu), 4),
             "seconds": [round(s, 4) for s in self.seconds],
             **{key: round(value, 3) for key, value in self.start.items()},
             **self.facts,

@@ -66,11 +66,9 @@ def gramjax_train() -> Callable[[], Any]:
     from gramjax.core import runtime
     from gramjax.training import setup
 
-    jax.devices()
+    runtime.start()
     facts["import_s"] = time.perf_counter() - facts["import_s"]
     facts["heavy_modules"] = [name for name in ("torch", "tensorflow", "transformers") if name in sys.modules]
-    if cache:
-        jax.config.update("jax_compilation_cache_dir", cache)
     with tempfile.TemporaryDirectory() as folder:
         run = setup.build_run(gramjax_config(Path(folder)))
     state, _ = setup.first_state(run)
@@ -104,11 +102,10 @@ def gramjax_score() -> Callable[[], Any]:
     import jax.numpy as jnp
     import numpy as np
 
-    from gramjax.core import spec
+    from gramjax.core import runtime, spec
     from gramjax.models import decoder, heads, model
 
-    if cache:
-        jax.config.update("jax_compilation_cache_dir", cache)
+    runtime.start()
     config = decoder.Config(
         vocab_size=VOCABULARY, hidden_size=WIDTH, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=KV_HEADS,
         head_dim=WIDTH // HEADS, intermediate_size=MLP, heads=("score",), tie_word_embeddings=False,
@@ -188,14 +185,15 @@ SIDES = {
     "score": {"gramjax": gramjax_score, "torch": torch_score},
 }
 facts: dict[str, Any] = {}
-cache = ""
 
 
-def compare(what: str, rounds: int, steps: int, cold: str) -> dict[str, Any]:
+def compare(what: str, rounds: int, steps: int, threads: int, cold: str) -> dict[str, Any]:
     """Both sides interleaved, then gramjax once more with the compilation cache it has just filled."""
-    here = machine_facts = measure.machine()
-    own = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": ""}
-    start = lambda name: measure.Side(name, [sys.executable, __file__, what, "--side", name, "--cache", cold], own)  # noqa: E731
+    here = measure.machine()
+    own = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cold}
+    if threads:
+        own |= {"NPROC": str(threads), "OMP_NUM_THREADS": str(threads)}
+    start = lambda name: measure.Side(name, [sys.executable, __file__, what, "--side", name], own)  # noqa: E731
     results = measure.interleave([start(name) for name in SIDES[what]], rounds, steps)
     warm = measure.interleave([start("gramjax")], 1, 2)["gramjax"]
     ratio = results["torch"]["median_s"] / results["gramjax"]["median_s"]
@@ -214,27 +212,26 @@ def compare(what: str, rounds: int, steps: int, cold: str) -> dict[str, Any]:
         "gramjax_warm_cache": warm,
         "speed_of_gramjax_over_torch": round(ratio, 3),
         "speed_by_min": round(results["torch"]["min_s"] / results["gramjax"]["min_s"], 3),
+        "speed_by_cpu_seconds": round(results["torch"]["median_cpu_s"] / results["gramjax"]["median_cpu_s"], 3),
         "peers_quoted": peers,
-    } | ({} if machine_facts["versions"].get("torch") else {"note": "torch is missing"})
+    }
 
 
 def main() -> None:
     """Compare, or be one side of a comparison."""
-    global cache
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=sorted(SIDES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="steps a round")
+    parser.add_argument("--threads", type=int, default=0, help="threads of each side; 0: all cores")
     parser.add_argument("--json", default="", help="where the results are kept")
     parser.add_argument("--side", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--cache", default="", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
-        cache = given.cache
         measure.serve(SIDES[given.what][given.side], lambda: facts)
         return
     with tempfile.TemporaryDirectory() as cold:
-        measure.write(given.json, compare(given.what, given.rounds, given.steps, cold))
+        measure.write(given.json, compare(given.what, given.rounds, given.steps, given.threads, cold))
 
 
 if __name__ == "__main__":

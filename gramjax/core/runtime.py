@@ -4,7 +4,9 @@ JAX is imported inside the functions, so that facts can be gathered and flags re
 `XLA_FLAGS` are the user's: they are reported and never set here.
 """
 
+import ctypes
 import dataclasses
+import gc
 import importlib
 import importlib.util
 import os
@@ -185,6 +187,7 @@ def start(compilation_cache: bool = True, distributed: str = "") -> None:
     a backend that does not start is a UserError.
     """
     plan = distributed_plan(distributed, os.environ)
+    return_large_blocks()
     import jax
 
     if plan is not None:
@@ -238,15 +241,27 @@ def distributed_plan(asked: str, environment: Mapping[str, str]) -> dict[str, An
     return {"cluster_detection_method": "slurm"} if several else None
 
 
+def return_large_blocks() -> None:
+    """Have glibc map every block of 1 MiB or more by itself, so that freeing it gives the memory back at once.
+
+    By default the limit grows to the largest block freed so far, and freed arrays stay in the heap between others.
+    """
+    mallopt = _libc("mallopt")
+    if mallopt is not None:
+        mallopt(-3, 2**20)  # M_MMAP_THRESHOLD
+
+
 def release_memory() -> None:
     """Give memory that the compiler has freed back to the system (glibc keeps it); elsewhere nothing happens."""
-    import ctypes
-    import gc
-
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    trim = _libc("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+def _libc(name: str) -> Any:
+    """A function of the C library, or None where it is not glibc."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def transfer_guard(level: str = "disallow") -> Any:
