@@ -37,5 +37,9 @@ def _sums(array: jax.Array) -> jax.Array:
 
 def checksums(leaves: Mapping[str, jax.Array]) -> dict[str, str]:
     """16 hexadecimal digits per leaf: the same for the same values and dtype on any sharding."""
-    sums: dict[str, Any] = {name: _sums(leaf) for name, leaf in leaves.items()}
+    sums: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        sums[name] = _sums(leaf)
+        if jax.default_backend() == "cpu":  # simulated devices share threads: several reductions in flight can lock up
+            sums[name].block_until_ready()
     return {name: "".join(f"{int(word):08x}" for word in np.asarray(value)) for name, value in sums.items()}

@@ -49,13 +49,20 @@ class RunLock:
         self._content = {"host": socket.gethostname(), "pid": pid, "started": _started(pid), "time": time.time()}
 
     def __enter__(self) -> "RunLock":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise UserError(f"--workdir={self.path.parent} is a file") from None
+        except OSError as error:
+            raise self._unwritable(error) from None
         for _ in range(100):
             try:
                 handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
             except FileExistsError:
                 if self._take_over():
                     return self
+            except OSError as error:
+                raise self._unwritable(error) from None
             else:
                 with os.fdopen(handle, "w") as file:
                     fcntl.flock(file, fcntl.LOCK_EX)
@@ -71,6 +78,9 @@ class RunLock:
                 self.path.unlink()
         except (OSError, ValueError):
             pass  # gone, or another's: nothing of ours to remove
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"--workdir: {self.path.parent} cannot be written ({error.strerror or error})")
 
     def _take_over(self) -> bool:
         """Judge a lock that exists. True: it is ours now. False: look again. Raises UserError: somebody works here."""

@@ -299,6 +299,8 @@ def parse(argv: list[str], verb: str = "train") -> Arguments:
     if not name:
         raise UserError(f"give --config=NAME_OR_PATH (packaged configs: {', '.join(config_names()) or 'none'})")
     config = load(name)
+    if verb == "train" and config.get("job", verb) != verb:
+        raise UserError(f"config {name!r} is for gramjax {config.job}, not for train")
     known = checks.settings(config)
     before = checks.flatten(config)
     overrides: dict[str, Any] = {}

@@ -153,11 +153,14 @@ def score_sequences(
     shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
     wanted = min(config.batch_size, 1 << max(len(sequences) - 1, 0).bit_length())
     batch_size = -(-wanted // shards) * shards
+    # Fetch the batch before while the device works on this one. Simulated devices of a CPU share threads: there two
+    # programs with collectives in flight can wait for each other for ever.
+    ahead = 0 if jax.default_backend() == "cpu" and jax.device_count() > 1 else 1
     parts: list[tuple[np.ndarray, Any]] = []
     for indices, batch in buckets.batches(sequences, batch_size, config.buckets):
         parts.append((indices, scorer(weights, sharding.place(batch, mesh))))
-        if len(parts) > 1:  # fetch the one before, while the device works on this one
-            parts[-2] = (parts[-2][0], np.asarray(parts[-2][1]))
+        if len(parts) > ahead:
+            parts[-1 - ahead] = (parts[-1 - ahead][0], np.asarray(parts[-1 - ahead][1]))
     out = np.zeros((len(sequences), *parts[0][1].shape[1:]), np.float64)
     for indices, values in parts:
         out[indices] = np.asarray(values)[: len(indices)]

@@ -90,3 +90,12 @@ def test_only_one_of_several_takes_a_stale_lock(tmp_path):
     results = [process.communicate() for process in processes]
     assert sorted(out.strip() for out, _ in results) == ["", "", "", "held"]
     assert sum("is in use by process" in error for _, error in results) == 3
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    """F17."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        RunLock(tmp_path / "file").__enter__()
+    with pytest.raises(UserError, match="cannot be written .Not a directory"):
+        RunLock(tmp_path / "file" / "below").__enter__()

@@ -320,3 +320,8 @@ def test_a_setting_that_phases_replace_is_refused_with_the_flags_to_give(capsys)
     # stage 1 of `gram` has an empty tuple there: it takes the data of the whole config
     parsed = flags.parse(["--config=gram", "--dry_run", "--config.data.train=('mine.jsonl',)"])
     assert parsed.config.data.train == ("mine.jsonl",)
+
+
+def test_a_config_of_another_verb_is_refused():
+    with pytest.raises(UserError, match="'evaluate' is for gramjax evaluate, not for train"):
+        flags.parse(["--config=evaluate", "--dry_run"])
