@@ -58,7 +58,9 @@ def gramjax_job(folder: Path) -> None:
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     seconds = [line["perf/step_time"] for line in lines if "perf/step_time" in line]
     tokens = lines[-1].get("num_tokens")
-    measure.say({"seconds": seconds, "tokens": tokens, "losses": [line["loss"] for line in lines if "loss" in line][:3]})
+    measure.say(
+        {"seconds": seconds, "tokens": tokens, "losses": [line["loss"] for line in lines if "loss" in line][:3]}
+    )
 
 
 def trl_job(folder: Path) -> None:
@@ -73,14 +75,19 @@ def trl_job(folder: Path) -> None:
     inner = Tokenizer(models.WordLevel(letters, unk_token="<pad>"))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     torch.manual_seed(0)
     model = LlamaForSequenceClassification(
         LlamaConfig(
-            vocab_size=8192, hidden_size=512, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4,
-            intermediate_size=1408, num_labels=1, pad_token_id=0, max_position_embeddings=LENGTH,
+            vocab_size=8192,
+            hidden_size=512,
+            num_hidden_layers=8,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            intermediate_size=1408,
+            num_labels=1,
+            pad_token_id=0,
+            max_position_embeddings=LENGTH,
         )  # fmt: skip
     )
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
@@ -119,7 +126,9 @@ def trl_job(folder: Path) -> None:
     )  # fmt: skip
     trainer.train()
     lengths = {len(x) for name in ("chosen_ids", "rejected_ids") for x in trainer.train_dataset[name]}
-    measure.say({"seconds": seconds, "lengths": sorted(lengths), "rows": len(trainer.train_dataset), "losses": losses[:3]})
+    measure.say(
+        {"seconds": seconds, "lengths": sorted(lengths), "rows": len(trainer.train_dataset), "losses": losses[:3]}
+    )
 
 
 JOBS = {"gramjax": gramjax_job, "trl": trl_job}
