@@ -18,7 +18,7 @@ from gramjax.checkpoint.shards import listing
 from gramjax.core.errors import DataError, UserError
 
 FORMAT = 1
-REMEDY = "Use --config.resume=False or the saved config.json"
+REMEDY = "Use --config.overwrite=True or the saved config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ def check_meta(step: int, saved: Mapping[str, Any], current: Mapping[str, Any], 
         if section in ("data", "tokenizer") and not reset_data:
             raise UserError(
                 f"checkpoint {step} was written with {text}: the data order cannot be continued. "
-                "Put the data settings and files back, or start anew with --config.resume=False"
+                "Put the data settings and files back, or start anew with --config.overwrite=True"
             )
         if section == "mesh":
             notes.append(f"checkpoint {step} was written with {text}: restoring with the new mesh (data order kept)")

@@ -323,19 +323,19 @@ class Pipeline:
         """Go to a saved position. Raises UserError naming the first setting or file that differs."""
         saved = state.get("fingerprint")
         if not isinstance(saved, Mapping) or not isinstance(state.get("step"), int) or state["step"] < 0:
-            raise UserError("the checkpoint's data state is not one of this pipeline; use --config.resume=False")
+            raise UserError("the checkpoint's data state is not one of this pipeline; use --config.overwrite=True")
         if isinstance(saved.get("files"), list) and saved["files"] != self._files:
             what = _difference(saved["files"], self._files)
             raise UserError(
                 f"the data files changed since the checkpoint was written: {what}. "
-                "Restore the files, or use --config.resume=False"
+                "Restore the files, or use --config.overwrite=True"
             )
         for name, value in self._fingerprint.items():
             if saved.get(name) != value:
                 was = _short(saved.get(name))
                 raise UserError(
                     f"the checkpoint was written with data {name}={was}, now it is {_short(value)}; "
-                    "the order of the data would change. Use the saved config.json, or --config.resume=False"
+                    "the order of the data would change. Use the saved config.json, or --config.overwrite=True"
                 )
         self._step = state["step"]
 

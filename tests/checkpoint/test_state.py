@@ -259,7 +259,7 @@ def test_another_model_is_listed_leaf_by_leaf(run, change, texts):
         with pytest.raises(UserError) as error:
             checkpoints.restore(None, changed(run, change))
         assert checkpoints.steps() == [1, 2, 3]  # nothing is wrong with the files
-    for text in [*texts, "checkpoint 3", "config.resume=False"]:
+    for text in [*texts, "checkpoint 3", "config.overwrite=True"]:
         assert text in str(error.value)
 
 
@@ -267,7 +267,7 @@ def test_another_model_is_listed_leaf_by_leaf(run, change, texts):
     "now, text",
     [
         ({"model": {"num_layers": 4, "heads": ("tokens",)}}, "checkpoint 3 was written with model.num_layers=2, config "
-         "has 4. Use --config.resume=False or the saved config.json"),
+         "has 4. Use --config.overwrite=True or the saved config.json"),
         ({"data": {"seed": 1, "files": {"a.jsonl": "77aa"}}}, "data.seed=0, config has 1: the data order cannot be"),
         ({"data": {"seed": 0, "files": {"a.jsonl": "8b"}}}, 'data.files.a.jsonl="77aa", config has "8b"'),
     ],

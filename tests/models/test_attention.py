@@ -19,14 +19,18 @@ def inputs(seed=0, length=T):
     return q, k, v, jax.random.normal(keys[3], (B, length, H, E))
 
 
+compiled = jax.jit(attention, static_argnames=("window", "implementation"))
+
+
 def by_hand(q, k, v, mask_BTS):
     """Softmax over the visible keys, one query and one head at a time."""
+    q, k, v = (np.asarray(x) for x in (q, k, v))
     out = np.zeros(q.shape)
     for b, t, h in np.ndindex(q.shape[:3]):
         seen = np.flatnonzero(mask_BTS[b, t])
-        scores = np.asarray(k[b, seen, h // (H // K)]) @ np.asarray(q[b, t, h]) / np.sqrt(E)
+        scores = k[b, seen, h // (H // K)] @ q[b, t, h] / np.sqrt(E)
         weights = np.exp(scores - scores.max())
-        out[b, t, h] = weights @ np.asarray(v[b, seen, h // (H // K)]) / weights.sum()
+        out[b, t, h] = weights @ v[b, seen, h // (H // K)] / weights.sum()
     return out
 
 
@@ -46,7 +50,7 @@ def test_every_form_equals_softmax_by_hand(kind, window):
     want = by_hand(q, k, v, mask)
     real = SEGMENTS[kind] != 0
     for form in ("xla", "blocked"):
-        got = attention(q, k, v, segments, segments, window=window, implementation=form)
+        got = compiled(q, k, v, segments, segments, window=window, implementation=form)
         np.testing.assert_allclose(np.asarray(got)[real], want[real], atol=1e-5)
         assert np.isfinite(got).all()
 
@@ -67,8 +71,8 @@ def test_gradients_of_the_blocked_form(window):
     def loss(form):
         return lambda q, k, v: jnp.sum(weight * attention(q, k, v, segments, segments, None, window, form))
 
-    want = jax.grad(loss("xla"), (0, 1, 2))(q, k, v)
-    got = jax.grad(loss("blocked"), (0, 1, 2))(q, k, v)
+    want = jax.jit(jax.grad(loss("xla"), (0, 1, 2)))(q, k, v)
+    got = jax.jit(jax.grad(loss("blocked"), (0, 1, 2)))(q, k, v)
     for a, b in zip(got, want):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
@@ -77,8 +81,8 @@ def test_gradients_of_the_blocked_form(window):
 def test_lengths_that_do_not_fill_the_blocks(length):
     q, k, v, _ = inputs(2, length)
     segments = jnp.ones((B, length), jnp.int32)
-    got = attention(q, k, v, segments, segments, implementation="blocked")
-    np.testing.assert_allclose(got, attention(q, k, v, segments, segments, implementation="xla"), atol=1e-5)
+    got = compiled(q, k, v, segments, segments, implementation="blocked")
+    np.testing.assert_allclose(got, compiled(q, k, v, segments, segments, implementation="xla"), atol=1e-5)
     starts = [start for start, _ in module._blocks(length)]
     assert starts[0] == 0 and module._blocks(length)[-1][1] == length and starts == sorted(starts)
 
@@ -87,7 +91,7 @@ def test_one_query_against_a_cache_equals_the_last_row():
     """Rows at different depths of the cache; slots beyond a row's depth hold garbage."""
     q, k, v, _ = inputs(3)
     segments = jnp.ones((B, T), jnp.int32)
-    full = attention(q, k, v, segments, segments, implementation="xla")
+    full = compiled(q, k, v, segments, segments, implementation="xla")
     depths = np.array([T - 1, 20])
     keys, values, key_segments = (np.array(x) for x in (k, v, segments))
     for b, depth in enumerate(depths):

@@ -40,7 +40,8 @@ def setting(name):
         config = gram.resolve(config, renderer)
     rows = [{**row, "id": str(i)} for i, row in enumerate(recipe.rows("train", COUNT))]
     if name == "cross_entropy":  # examples of different lengths
-        rows = [{"prompt": row["prompt"], "completion": row["chosen"] + " mirel" * (i % 5)} for i, row in enumerate(rows)]
+        longer = [row["chosen"] + " mirel" * (i % 5) for i, row in enumerate(rows)]
+        rows = [{"prompt": row["prompt"], "completion": text} for row, text in zip(rows, longer)]
     made = [objective.encode(row, renderer, config) for row in rows]
     examples = [item[i % 2] if isinstance(item, tuple) else item for i, item in enumerate(made)]
     arch = decoder.Config(
