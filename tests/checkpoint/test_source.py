@@ -94,7 +94,7 @@ def test_paths_that_are_something_else(run, small_folder, tmp_path):
     for path, text in (
         ("meta-llama/Llama-3.2-1B", "offline: meta-llama/Llama-3.2-1B not found locally"),
         (run / "checkpoints", f"is the checkpoint folder of a run: give {run}"),
-        (run / "checkpoints" / "100", rf"one step of a run \(steps there: 100, 200\): give {run} and the step by itself"),
+        (run / "checkpoints" / "100", rf"one step of a run \(steps there: 100, 200\): give {run} and the step"),
         (run / "checkpoints" / "7", rf"{run} has no checkpoint of step 7 \(there are: 100, 200\)"),
         (small_folder / "model.safetensors", "one file of a model: give the folder"),
         (small_folder / "config.json", "is no model"),
