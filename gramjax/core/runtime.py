@@ -262,13 +262,3 @@ def release_memory() -> None:
 def _libc(name: str) -> Any:
     """A function of the C library, or None where it is not glibc."""
     return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
-
-
-def transfer_guard(level: str = "disallow") -> Any:
-    """Context in which JAX refuses implicit copies from the host: what a training loop runs under.
-
-    `level` is `allow`, `log` or `disallow`. Explicit copies (`device_put`, `device_get`) stay allowed.
-    """
-    import jax
-
-    return jax.transfer_guard(level)
