@@ -39,7 +39,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     def plain(config: Mapping[str, Any]) -> dict[str, Any]:
         return {path: list(v) if isinstance(v, tuple) else v for path, v in checks.flatten(config).items()}
 
-    before, after = plain(old), plain(new)
+    # A setting that the old config does not have is newer than that run, which had its default.
+    unset = {path: setting.default for path, setting in checks.settings(new).items()} if "model" in new else {}
+    before, after = {**plain(unset), **plain(old)}, plain(new)
+    before = {path: value for path, value in before.items() if path in after or path in checks.flatten(old)}
     changed = [path for path in {**before, **after} if before.get(path) != after.get(path)]
     return [
         f"config.{path}={before.get(path)!r}, now {after.get(path)!r}"

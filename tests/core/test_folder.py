@@ -6,6 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from gramjax.core import folder
+from gramjax.core.config import defaults
 from gramjax.core.errors import UserError
 
 CONFIG = ConfigDict({"seed": 0, "train": {"keep": 3, "batch_size": 8}, "optim": {"betas": (0.9, 0.95)}})
@@ -98,3 +99,12 @@ def test_json_is_replaced_in_one_move(tmp_path):
     with pytest.raises(ValueError):
         folder.write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text()) == {"a": "é"} and "é" in path.read_text("utf-8")
+
+
+def test_a_setting_that_is_newer_than_the_run_does_not_make_it_another_run():
+    config = defaults("bradley_terry")
+    old = folder.as_dict(config)
+    del old["model"]["step"], old["optim"]["lr"]
+    assert folder.differences(old, config) == []
+    config.optim.lr = 0.25
+    assert folder.differences(old, config) == ["config.optim.lr=1e-05, now 0.25"]
