@@ -51,7 +51,6 @@ class Sizes:
     seeds: tuple[int, ...] = SEEDS
     rows: int = 0
     """Rows per split; 0: all."""
-    best_epochs: float = 6.0
     pretrain_steps: int = 40
     persona_steps: int = 60
     harmless_steps: int = 40
@@ -61,7 +60,7 @@ class Sizes:
     """Rows per set that the runs of `start` are judged on, at length 512."""
 
 
-QUICK = Sizes((0,), 60, 1.0, 2, 2, 2, 20, 10)
+QUICK = Sizes((0,), 60, 2, 2, 2, 20, 10)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,11 +143,35 @@ def common(objective: str, seed: int) -> Any:
 
 # -- the best judge on persona ----------------------------------------------------------------------------------------
 
-CANDIDATES: dict[str, dict[str, Any]] = {
-    "2 layers, decay 0.1": {"layers": 2, "weight_decay": 0.1, "smoothing": 0.0},
-    "1 layer, decay 1": {"layers": 1, "weight_decay": 1.0, "smoothing": 0.0},
-    "1 layer, decay 1, smoothing 0.1": {"layers": 1, "weight_decay": 1.0, "smoothing": 0.1},
-    "1 layer, decay 3, smoothing 0.05": {"layers": 1, "weight_decay": 3.0, "smoothing": 0.05},
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is chosen on the validation part."""
+
+    layers: int = 2
+    width: int = 64
+    weight_decay: float = 0.1
+    smoothing: float = 0.0
+    text: str = ""
+    """Next-token training first, on `persona` (the questions of the training rows) or `mixed` text."""
+    copies: int = 1
+    """Copies of every row; all but the first lose a quarter of the words of the statement."""
+    epochs: float = 6.0
+    lr: float = 2e-3
+    eps: float = 1e-8
+    """Of Adam. A large one moves the embeddings of rare words less."""
+
+
+CANDIDATES: dict[str, Settings] = {
+    "from scratch": Settings(),
+    "1 layer, decay 1": Settings(layers=1, weight_decay=1.0),
+    "1 layer, decay 1, smoothing 0.1": Settings(layers=1, weight_decay=1.0, smoothing=0.1),
+    "1 layer, decay 3, smoothing 0.05": Settings(layers=1, weight_decay=3.0, smoothing=0.05),
+    "persona text first, eps 1e-4": Settings(text="persona", eps=1e-4),
+    "persona text first, eps 1e-3, word dropout": Settings(text="persona", eps=1e-3, lr=5e-3, copies=4, epochs=1.5),
+    "mixed text first, width 128, eps 1e-3, word dropout": Settings(
+        text="mixed", width=128, eps=1e-3, lr=3e-3, copies=4, epochs=1.5
+    ),
 }
 
 
@@ -163,21 +186,42 @@ def train_tokenizer(work: Work) -> str:
     return str(place)
 
 
-def small(work: Work, settings: dict[str, Any], train: str, valid: str, seed: int) -> Any:
-    """A Bradley-Terry judge of about 200,000 parameters from scratch."""
-    config = common("bradley_terry", seed)
+def small(work: Work, settings: Settings, objective: str, seed: int) -> Any:
+    """A decoder from scratch, of 200,000 to 600,000 parameters."""
+    config = common(objective, seed)
     config.tokenizer.path = train_tokenizer(work)
-    config.data.train, config.data.valid = work.source(train), work.source(valid)
-    config.data.max_length = 64
-    config.data.overlong = "truncate_prompt_left"
-    config.evals.preference.overlong = ""
     arch = config.model.arch
-    arch.hidden_size, arch.intermediate_size, arch.num_layers = 64, 128, settings["layers"]
-    arch.num_heads, arch.num_kv_heads, arch.head_dim, arch.init_scale = 4, 4, 16, 0.06
-    config.objective.label_smoothing = settings["smoothing"]
-    config.optim.lr, config.optim.betas = 2e-3, (0.9, 0.98)
-    config.optim.weight_decay = settings["weight_decay"]
-    config.train.batch_size, config.train.epochs = (64, work.sizes.best_epochs) if not work.sizes.rows else (8, 1.0)
+    arch.hidden_size, arch.intermediate_size, arch.num_layers = settings.width, 2 * settings.width, settings.layers
+    arch.num_heads, arch.num_kv_heads, arch.head_dim, arch.init_scale = 4, 4, settings.width // 4, 0.06
+    config.optim.betas, config.optim.weight_decay = (0.9, 0.98), settings.weight_decay
+    config.train.batch_size = 8 if work.sizes.rows else 64
+    return config
+
+
+def text_model(work: Work, settings: Settings, rows: str) -> str:
+    """Next-token training on text without labels; returns the run folder. Held-out rows have no part in it."""
+    name = f"best-text-{settings.text}-{settings.width}-{rows}"
+    config = small(work, settings, "cross_entropy", 0)
+    config.data.train = (str(splits.write_text(work.data, work.rows, rows, settings.text)),)
+    config.data.max_length, config.optim.lr = 112 if settings.text == "mixed" else 48, 3e-3
+    config.train.epochs = (2.0 if settings.text == "mixed" else 8.0) if not work.sizes.rows else 1.0
+    config.train.evaluate = False
+    work.train(name, config)
+    return str(work.out / "runs" / name)
+
+
+def best_judge(work: Work, settings: Settings, train: str, valid: str, seed: int) -> Any:
+    """The config of a Bradley-Terry judge with these settings."""
+    config = small(work, settings, "bradley_terry", seed)
+    if settings.text:
+        config.model.path = text_model(work, settings, train)
+    config.data.train = (str(splits.write_copies(work.rows, train, settings.copies)),)
+    config.data.valid = work.source(valid)
+    config.data.max_length, config.data.overlong = 48, "truncate_prompt_left"  # the boilerplate of long questions goes
+    config.evals.preference.overlong = ""
+    config.objective.label_smoothing = settings.smoothing
+    config.optim.lr, config.optim.eps = settings.lr, settings.eps
+    config.train.epochs = settings.epochs if not work.sizes.rows else 1.0
     return config
 
 
@@ -190,11 +234,11 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
 def best(work: Work) -> dict[str, Any]:
     """Choose the settings on the validation part, then train on all training rows and read the held-out rows once."""
 
-    def one(name: str, settings: dict[str, Any], train: str, valid: str, seed: int) -> dict[str, Any]:
+    def one(name: str, settings: Settings, train: str, valid: str, seed: int) -> dict[str, Any]:
         def make() -> dict[str, Any]:
-            work.train(name, small(work, settings, train, valid, seed))
+            work.train(name, best_judge(work, settings, train, valid, seed))
             results = json.loads((work.out / "runs" / name / "eval" / "preference.json").read_text("utf-8"))
-            return {"settings": settings, "seed": seed, **short(results)}
+            return {"settings": dataclasses.asdict(settings), "seed": seed, **short(results)}
 
         return work.result(name, make)
 
@@ -210,8 +254,11 @@ def best(work: Work) -> dict[str, Any]:
     test, train = splits.load(work.rows, "persona_test"), splits.load(work.rows, "persona_train")
     margins = baselines.fit_tfidf(train)(test)
     right = dict(zip([row["id"] for row in test], margins > 0, strict=True))
+    total = dict.fromkeys(right, 0.0)
     for run in runs:
         judged = rows_of(work.out / "runs" / run["name"])
+        for row in judged:
+            total[row["id"]] += row["margin"]
         paired = statistics.paired_bootstrap([r["correct"] for r in judged], [right[r["id"]] for r in judged])
         run["minus_tfidf"] = dataclasses.asdict(paired)
     tfidf = baselines.count(margins)
@@ -220,6 +267,7 @@ def best(work: Work) -> dict[str, Any]:
         "chosen_on_validation": winner,
         "validation": tried,
         "runs": runs,
+        "sum_of_seeds": baselines.count(list(total.values())),
         "tfidf": tfidf,
         "reaches_interval": reached,
     }

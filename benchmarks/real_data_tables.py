@@ -44,9 +44,9 @@ def best(results: dict[str, Any]) -> str:
                 f"{gap['mean']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]",
             ]
         )
-    first = table(
-        ["settings", f"validation ({made['runs'] and next(iter(made['validation'].values()))['num_pairs']})"], tried
-    )
+    rows.append(["gramjax, margins of the seeds added", interval(made["sum_of_seeds"]), "", ""])
+    judged = next(iter(made["validation"].values()))["num_pairs"]
+    first = table(["settings", f"validation ({judged})"], tried)
     second = table(["judge", f"held out ({made['tfidf']['num_pairs']})", "ECE", "minus TF-IDF, paired"], rows)
     return f"{first}\n\n{second}"
 
