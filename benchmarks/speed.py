@@ -66,6 +66,7 @@ def gramjax_train() -> Callable[[], Any]:
     from gramjax.core import runtime
     from gramjax.training import setup
 
+    runtime.return_large_blocks()
     runtime.start()
     facts["import_s"] = time.perf_counter() - facts["import_s"]
     facts["heavy_modules"] = [name for name in ("torch", "tensorflow", "transformers") if name in sys.modules]
@@ -74,7 +75,6 @@ def gramjax_train() -> Callable[[], Any]:
     state, _ = setup.first_state(run)
     begin = time.perf_counter()
     compiled = run.step.lower(state, run.put(run.source.batch(0))).compile()
-    runtime.release_memory()
     facts["compile_s"] = time.perf_counter() - begin
     memory = compiled.memory_analysis()
     facts["program_mib"] = {
@@ -83,6 +83,7 @@ def gramjax_train() -> Callable[[], Any]:
         "state": sum(x.nbytes for x in jax.tree.leaves(state)) / 2**20,
         "temporaries": memory.temp_size_in_bytes / 2**20,
     }
+    runtime.release_memory()
     holder = {"state": state}
     del state
 

@@ -187,7 +187,6 @@ def start(compilation_cache: bool = True, distributed: str = "") -> None:
     a backend that does not start is a UserError.
     """
     plan = distributed_plan(distributed, os.environ)
-    return_large_blocks()
     import jax
 
     if plan is not None:
@@ -245,6 +244,8 @@ def return_large_blocks() -> None:
     """Have glibc map every block of 1 MiB or more by itself, so that freeing it gives the memory back at once.
 
     By default the limit grows to the largest block freed so far, and freed arrays stay in the heap between others.
+    For training: a pass of scoring asks for hundreds of MiB in small pieces, and mapping them anew takes a tenth of
+    its time.
     """
     mallopt = _libc("mallopt")
     if mallopt is not None:

@@ -23,6 +23,7 @@ from gramjax.training import evaluation, loop, setup
 def main(argv: list[str]) -> int:
     """`gramjax train --config=NAME_OR_PATH --workdir=DIR [--config.a.b=c] [--dry_run]`."""
     arguments = flags.parse(argv, "train")
+    runtime.return_large_blocks()
     runtime.start(distributed=arguments.distributed)
     for name, config, workdir in phases(arguments.config, Path(arguments.workdir), arguments.dry_run):
         if arguments.dry_run:
@@ -164,8 +165,8 @@ def announce(writer: Writer, name: str, run: setup.Run, start_step: int) -> None
 def compile_step(run: setup.Run, state: Any, writer: Writer, started: float) -> Any:
     """Compile the step for the shapes of the data and say what memory it takes."""
     compiled = run.step.lower(state, run.put(run.source.batch(0))).compile()
-    runtime.release_memory()
     memory = compiled.memory_analysis()
+    runtime.release_memory()  # after the analysis, which builds the program's text once more
     seconds = time.perf_counter() - started
     if memory is not None:
         state_gib, temporary_gib = memory.argument_size_in_bytes / 2**30, memory.temp_size_in_bytes / 2**30

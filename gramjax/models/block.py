@@ -67,11 +67,11 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return (normed * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def project(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
+def project(x: jax.Array, weight: jax.Array, contracted: int = 1, name: str = "projection") -> jax.Array:
     """Contract the last `contracted` axes of x with the first ones of the weight.
 
     Both operands are made two-dimensional: the product and its two gradients then contract one axis each, which is
-    what every backend has a fast kernel for. The result is named for remat policies.
+    what every backend has a fast kernel for. The result is named for remat policies (`stack.REMAT`).
     """
     lead, inner = x.shape[: x.ndim - contracted], weight.shape[:contracted]
     rows, width = 1, 1
@@ -80,7 +80,7 @@ def project(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
     for size in inner:
         width *= size
     out = x.reshape(rows, width) @ weight.reshape(width, -1)
-    return checkpoint_name(out, "projection").reshape(*lead, *weight.shape[contracted:])
+    return checkpoint_name(out, name).reshape(*lead, *weight.shape[contracted:])
 
 
 def forward(
@@ -115,13 +115,13 @@ def forward(
     mixed_BTHE = attention(
         q_BTHE, keys, values, context.segments_BT, context.key_segments_BS, context.offset_B, window, implementation
     )
-    x_BTD = constrain(x_BTD + project(mixed_BTHE, attn["o"], 2), "batch", "length", "act_embed")
+    x_BTD = constrain(x_BTD + project(mixed_BTHE, attn["o"], 2, "residual"), "batch", "length", "act_embed")
 
     mlp = weights["mlp"]
     h = rms_norm(x_BTD, weights["mlp_norm"], config.norm_eps)
     inner_BTF = jax.nn.silu(project(h, mlp["gate"])) * project(h, mlp["up"])
     inner_BTF = constrain(inner_BTF, "batch", "length", "mlp")
-    return constrain(x_BTD + project(inner_BTF, mlp["down"]), "batch", "length", "act_embed"), cache
+    return constrain(x_BTD + project(inner_BTF, mlp["down"], 1, "residual"), "batch", "length", "act_embed"), cache
 
 
 def write(cache_BSKE: jax.Array, new_BTKE: jax.Array, offset_B: jax.Array) -> jax.Array:

@@ -24,7 +24,10 @@ REMAT: dict[str, Callable[[], Any]] = {
     "full": lambda: jax.checkpoint_policies.nothing_saveable,
     "projections": lambda: jax.checkpoint_policies.save_only_these_names("projection", "attention"),
 }
-"""What the backward pass finds saved besides the input of each layer; `none` saves everything."""
+"""What the backward pass finds saved besides the input of each layer; `none` saves everything.
+
+`projections` leaves out the products that are added to the residual stream: they are the cheapest to make again.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
