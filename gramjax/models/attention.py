@@ -20,8 +20,9 @@ from gramjax.core.errors import UserError
 
 IMPLEMENTATIONS = ("auto", "blocked", "xla", "cudnn")
 MASKED = -1e30
-BLOCKS = 8
-"""Query blocks of the blocked form: more blocks skip more of the square, fewer keep the products large."""
+BLOCKS, SMALLEST_BLOCK = 8, 64
+"""Query blocks of the blocked form and the queries that each has at least: more blocks skip more of the square, larger
+ones keep the products large and the program short."""
 
 
 def choose(implementation: str, backend: str | None = None) -> str:
@@ -107,7 +108,7 @@ def _one_query(q_B1HE: jax.Array, k_BSKE: jax.Array, v_BSKE: jax.Array, mask_BS:
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:
-    size = max(-(-length // BLOCKS), min(length, 16))
+    size = max(-(-length // BLOCKS), min(length, SMALLEST_BLOCK))
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 

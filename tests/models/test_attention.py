@@ -12,6 +12,14 @@ from gramjax.models.attention import attention, visible
 B, T, H, K, E = 2, 37, 4, 2, 8
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_blocks():
+    """Blocks of a few queries, so that short sequences have many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SMALLEST_BLOCK", 4)
+        yield
+
+
 def inputs(seed=0, length=T):
     keys = jax.random.split(jax.random.key(seed), 4)
     q = jax.random.normal(keys[0], (B, length, H, E))
