@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import os
 import platform
+import resource
 import shutil
 import socket
 import subprocess
@@ -156,6 +157,17 @@ def devices() -> dict[str, Any]:
         "backend": jax.default_backend(), "count": len(found), "kind": found[0].device_kind,
         "processes": jax.process_count(), "memory_gib": round(max(limits) / 2**30, 1) if any(limits) else None,
     }
+
+
+def peak_gib() -> float:
+    """The most memory in use so far, GiB: of the fullest local device, or of this process where devices do not say."""
+    import jax
+
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+    if any(peaks):
+        return max(peaks) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def facts(with_devices: bool = True) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from gramjax.training import evaluation, loop, setup
 def main(argv: list[str]) -> int:
     """`gramjax train --config=NAME_OR_PATH --workdir=DIR [--config.a.b=c] [--dry_run]`."""
     arguments = flags.parse(argv, "train")
+    if arguments.config.log.wandb:
+        runtime.need("wandb", "wandb", "config.log.wandb")
     runtime.return_large_blocks()
     runtime.start(distributed=arguments.distributed)
     for name, config, workdir in phases(arguments.config, Path(arguments.workdir), arguments.dry_run):
@@ -63,6 +65,8 @@ def describe(name: str, run: setup.Run) -> None:
     print(f"rows {run.data_counts['rows']:,}, examples {run.data_counts['examples']:,}, steps {run.total_steps:,}")
     for reason, (count, first) in run.data_counts["dropped"].items():
         print(f"  dropped {count:,}: {reason} (first: {first})")
+    for note, (count, first) in run.data_counts["notes"].items():
+        print(f"  {note}: {count:,}{f' (first: {first})' if first else ''}")
 
 
 def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from gramjax.core import runtime
 from gramjax.core.errors import GramjaxError, Preempted
 from gramjax.training.step import State
 
@@ -135,7 +136,7 @@ class Meter:
         self._tokens_at_last, self._time_at_last = self.num_tokens, time.perf_counter()
 
     def read(self, step: int, steps: int) -> dict[str, float]:
-        """Token count, and speed since the last read."""
+        """Token count, speed since the last read, and the most memory taken so far."""
         now = time.perf_counter()
         seconds = max(now - self._time_at_last, 1e-9)
         tokens = self.num_tokens - self._tokens_at_last
@@ -144,4 +145,5 @@ class Meter:
             "num_tokens": float(self.num_tokens),
             "perf/step_time": seconds / max(steps, 1),
             "perf/tokens_per_sec_per_device": tokens / seconds / jax.device_count(),
+            "mem/peak_gib": runtime.peak_gib(),
         }
