@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gramjax.core.errors import DataError
-from gramjax.data.rows import PAIR_UNLABELLED, PREFERENCE, Drop, Message, coin
+from gramjax.data import helpsteer3
+from gramjax.data.rows import PAIR_UNLABELLED, PREFERENCE, RATIONALE, Drop, Message, coin
 
 START, END = "[The Start of Assistant {}'s Answer]", "[The End of Assistant {}'s Answer]"
 QUESTION = "[User Question]"
@@ -137,6 +138,25 @@ def _two_outputs(record: Record, where: str, want: Want) -> list[dict[str, Any]]
     if voters:
         rest["votes"] = [int(vote) for vote in votes]
     return [_judged(rest, instruction(record), answers, winner, want)]
+
+
+def _helpsteer3(record: Record, where: str, want: Want) -> list[dict[str, Any]]:
+    """HelpSteer3's preference part; with an annotator's rationale where the caller can use it or asks for nothing."""
+    gone = ("context", "response1", "response2", "overall_preference", "individual_preference", "chosen", "rejected")
+    score = helpsteer3.score_of(record["overall_preference"], where, "overall_preference")
+    row = {k: v for k, v in record.items() if k not in gone}
+    row |= {"prompt": record["context"], "subset": record.get("domain")}
+    first, second = (assistant(_scalar_text(record[name], where, name)) for name in ("response1", "response2"))
+    if want[:1] == (PAIR_UNLABELLED,):
+        return [{**row, "responses": [first, second]}]
+    if score == 0:
+        raise Drop(TIE)
+    row["margin"] = abs(score)
+    if RATIONALE in want or not want:
+        label = helpsteer3.label(score)
+        return [{**row, "responses": [first, second], "label": label, **helpsteer3.rationale_column(record, where)}]
+    chosen, rejected = (first, second) if helpsteer3.label(score) == "A" else (second, first)
+    return [{**row, "chosen": chosen, "rejected": rejected}]
 
 
 def _judgebench(record: Record, where: str, want: Want) -> list[dict[str, Any]]:
@@ -283,6 +303,7 @@ FORMATS: tuple[tuple[str, Callable[[Record], bool], Callable[[Record, str, Want]
     ("gram pre-training", lambda r: _is_text(r, "instruction", "output") and _is_marked(r["output"]), _gram_unlabelled),
     ("gram fine-tuning", lambda r: _is_text(r, "instruction", "output") and r["output"].strip() in ("A", "B")
      and _is_marked(instruction(r)), _gram_labelled),
+    ("helpsteer3", lambda r: _has(r, "context", "response1", "response2", "overall_preference"), _helpsteer3),
     ("llmbar", lambda r: _has(r, "output_1", "output_2"), _two_outputs),
     ("pandalm", lambda r: _has(r, "response1", "response2"), _two_outputs),
     ("judgebench", lambda r: _has(r, "question", "response_A", "response_B", "label"), _judgebench),

@@ -293,4 +293,5 @@ def overlap(train: Sequence[dict[str, Any]], valid: Sequence[dict[str, Any]]) ->
     return sum(key(row) in known for row in valid)
 
 
-_CONTENT = ("prompt", "chosen", "rejected", "completion", "label", "responses", "messages", "text", "completions")
+_CONTENT = ("prompt", "chosen", "rejected", "completion", "label", "responses", "messages", "text", "completions",
+            "rationale")

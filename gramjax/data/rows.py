@@ -18,11 +18,13 @@ PREFERENCE = "preference"
 UNPAIRED = "unpaired"
 STEPWISE = "stepwise"
 PAIR_UNLABELLED = "pair_unlabelled"
+RATIONALE = "rationale"
 
 NEEDS: dict[str, str] = {
     PREFERENCE: "'chosen' and 'rejected' (optional 'prompt')",
     UNPAIRED: "'prompt', 'completion' and 'label'",
     STEPWISE: "'prompt', 'completions' and 'labels'",
+    RATIONALE: "'prompt', 'responses' (two answers), 'label' (A or B) and 'rationale'",
     PAIR_UNLABELLED: "'prompt' and 'responses' (two answers)",
     LANGUAGE_MODELING: "'text' or 'messages'",
     PROMPT_COMPLETION: "'prompt' and 'completion'",
@@ -33,7 +35,7 @@ NEEDS: dict[str, str] = {
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 OWN_COLUMNS = ("prompt", "chosen", "rejected", "completion", "completions", "label", "labels", "text", "messages",
-               "responses")
+               "responses", "rationale")
 """The columns that decide the type of a row."""
 
 LIKELY_PROMPTS = ("question", "instruction", "query", "input", "problem", "context")
@@ -108,8 +110,8 @@ def detect(row: Mapping[str, Any], where: str = "row") -> str:
         found.append(UNPAIRED)
     if {"completions", "labels"} <= has:
         found.append(STEPWISE)
-    if "responses" in has and "prompt" in has:
-        found.append(PAIR_UNLABELLED)
+    if {"prompt", "responses"} <= has:
+        found.append(RATIONALE if {"label", "rationale"} <= has else PAIR_UNLABELLED)
     if "messages" in has or "text" in has:
         found.append(LANGUAGE_MODELING)
     if {"prompt", "completion"} <= has and UNPAIRED not in found:
@@ -200,6 +202,10 @@ def number(row: Mapping[str, Any], field: str, where: str) -> float | None:
     return float(value)
 
 
+def _subset(row: Mapping[str, Any]) -> str:
+    return "" if row.get("subset") is None else str(row["subset"])
+
+
 def _as_messages(value: Text, role: str) -> list[Message]:
     return [{"role": role, "content": value}] if isinstance(value, str) else value
 
@@ -243,7 +249,7 @@ def normalise(row: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
             parts["chosen"], parts["rejected"] = chosen[shared:], rejected[shared:]
         out.update(parts)
         out["margin"] = number(row, "margin", where)
-        out["subset"] = "" if row.get("subset") is None else str(row["subset"])
+        out["subset"] = _subset(row)
     elif kind == UNPAIRED:
         parts = {"completion": text_field(row, "completion", where)}
         if row.get("prompt") is not None:
@@ -258,8 +264,10 @@ def normalise(row: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
         if not all(isinstance(step, str) for step in steps) or not all(isinstance(label, bool) for label in labels):
             raise DataError(f"{where}: 'completions' must hold strings and 'labels' true or false")
         out["prompt"] = text_field(row, "prompt", where)
-    elif kind == PAIR_UNLABELLED:
+    elif kind in (PAIR_UNLABELLED, RATIONALE):
         out["responses"], out["prompt"] = _responses(row, where)
+        if kind == RATIONALE:
+            _check_rationale(row, where)
     elif kind == PROMPT_COMPLETION:
         out.update(same_kind({name: text_field(row, name, where) for name in ("prompt", "completion")}, where))
     elif kind == PROMPT_ONLY:
@@ -292,11 +300,18 @@ def _responses(row: Mapping[str, Any], where: str) -> tuple[list[Text], Text]:
     return answers, prompt
 
 
+def _check_rationale(row: Mapping[str, Any], where: str) -> None:
+    if row["label"] not in ("A", "B"):
+        raise DataError(f"{where}: 'label' is {row['label']!r}; 'A' (the first response is better) or 'B' was expected")
+    if not isinstance(text_field(row, "rationale", where), str):
+        raise DataError(f"{where}: 'rationale' is {_kind(row['rationale'])}; a string was expected")
+
+
 def converted(row: dict[str, Any], kind: str, want: str, seed: int = 0) -> dict[str, Any] | None:
     """A normalised row of type `kind` as one of type `want`, or None where that makes no sense.
 
     A preference pair becomes an unlabelled one with its answers in an order that depends on the id only, so that the
-    label cannot leak through the order.
+    label cannot leak through the order. A row with a rationale is a preference pair too.
     """
     if kind == want:
         return row
@@ -305,11 +320,18 @@ def converted(row: dict[str, Any], kind: str, want: str, seed: int = 0) -> dict[
         gone = ("chosen", "rejected", "margin", "score_chosen", "score_rejected")
         kept = {k: v for k, v in row.items() if k not in gone}
         return {**kept, "responses": pair[::-1] if coin(seed, row["id"]) else pair}
+    if kind == RATIONALE and want in (PREFERENCE, PAIR_UNLABELLED):
+        kept = {k: v for k, v in row.items() if k not in ("label", "rationale")}
+        if want == PAIR_UNLABELLED:
+            return kept
+        first, second = kept.pop("responses")
+        chosen, rejected = (first, second) if row["label"] == "A" else (second, first)
+        return {**kept, "chosen": chosen, "rejected": rejected, "margin": row.get("margin"), "subset": _subset(row)}
     if kind == PREFERENCE and want == PROMPT_COMPLETION:
         return {**{k: v for k, v in row.items() if k not in ("chosen", "rejected")}, "completion": row["chosen"]}
-    if want == PROMPT_ONLY and kind in (PREFERENCE, PROMPT_COMPLETION, UNPAIRED, PAIR_UNLABELLED):
-        gone = ("chosen", "rejected", "completion", "label", "responses")
-        return {k: v for k, v in row.items() if k not in gone}
+    if want == PROMPT_ONLY and kind in (PREFERENCE, PROMPT_COMPLETION, UNPAIRED, PAIR_UNLABELLED, RATIONALE):
+        answers = ("chosen", "rejected", "completion", "label", "responses", "rationale")
+        return {k: v for k, v in row.items() if k not in answers}
     if kind == PROMPT_COMPLETION and want == LANGUAGE_MODELING and isinstance(row["prompt"], list):
         kept = {k: v for k, v in row.items() if k not in ("prompt", "completion")}
         return {**kept, "messages": [*row["prompt"], *row["completion"]]}
