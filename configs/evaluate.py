@@ -4,6 +4,8 @@ gramjax evaluate --config=evaluate --config.model.path=RUN_OR_HF_DIR --config.da
 
 Writes DIR/eval/preference.json and one row per pair beside it. Both answer orders are judged; how rows are rendered
 (judge prompt, cue, chat template, max_length) comes from the run that trained the model unless it is set here.
+Several models judge together with --config.ensemble.members="('RUN2','RUN3')": each leaves its own results in
+DIR/members, their mean (or a pessimistic combination) is DIR/eval.
 Hardware: whatever holds the weights; a small model runs on a CPU.
 """
 
@@ -17,5 +19,6 @@ def get_config() -> ConfigDict:
     config.job = "evaluate"
     for name in ("model", "tokenizer", "data", "mesh", "log"):
         config[name] = configs.as_config(configs.SECTIONS[name]())
+    config.ensemble = configs.as_config(configs.EnsembleSection())
     config.evals = ConfigDict({"preference": configs.as_config(configs.plugins.load("evals", "preference").Config())})
     return config

@@ -25,6 +25,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "data.max_length": (1, INF),
     "data.max_overlong_share": (0, 1),
     "optim.lr": (0, INF),
+    "ensemble.penalty": (0, INF),
     "optim.warmup_ratio": (0, 1),
     "optim.end_lr_ratio": (0, 1),
     "optim.eps": (ABOVE_0, INF),
@@ -53,6 +54,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.renderings": ("draw", "all", "first"),
     "optim.schedule": ("cosine", "linear", "constant"),
     "train.remat": ("none", "full", "projections"),
+    "ensemble.combination": ("mean", "worst", "uncertainty"),
 }
 
 NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}

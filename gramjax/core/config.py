@@ -165,6 +165,18 @@ class LogSection:
     """Project name; empty: no W&B."""
 
 
+@dataclasses.dataclass(frozen=True)
+class EnsembleSection:
+    """Models that judge together (`gramjax evaluate`)."""
+
+    members: tuple[str, ...] = ()
+    """Runs or Hugging Face folders that judge beside config.model.path; empty: it judges alone."""
+    combination: str = "mean"
+    """`mean`, `worst` (smallest reward) or `uncertainty` (mean less the penalty times the variance of the members)."""
+    penalty: float = 0.5
+    """Of the combination `uncertainty`."""
+
+
 SECTIONS: dict[str, type] = {
     "model": ModelSection,
     "tokenizer": TokenizerSection,
@@ -173,7 +185,10 @@ SECTIONS: dict[str, type] = {
     "train": TrainSection,
     "mesh": MeshSection,
     "log": LogSection,
+    "ensemble": EnsembleSection,
 }
+TRAINING = ("model", "tokenizer", "data", "optim", "train", "mesh", "log")
+"""The sections of a training config."""
 
 
 GENERAL: dict[str, Any] = {"seed": 0, "resume": True, "overwrite": False, "job": "train"}
@@ -193,8 +208,8 @@ def as_config(record: Any) -> ConfigDict:
 def defaults(objective: str = "cross_entropy", evals: tuple[str, ...] = (), model: str = "decoder") -> ConfigDict:
     """The config of a training job: every section with its defaults, and those of the plug-ins it names."""
     config = ConfigDict(GENERAL)
-    for name, record in SECTIONS.items():
-        config[name] = as_config(record())
+    for name in TRAINING:
+        config[name] = as_config(SECTIONS[name]())
     config.model.kind = model
     config.model.arch = as_config(plugins.load("models", model).Config())
     config.objective = as_config(plugins.load("objectives", objective).Config())

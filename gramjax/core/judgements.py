@@ -20,6 +20,16 @@ HEADLINES = ("accuracy", "swap_consistency", "position_bias", "ece", "num_pairs"
 """What comes first: a progress line shows the first few."""
 
 
+def decide(record: dict[str, Any]) -> dict[str, Any]:
+    """Add `correct` and `tie` to a judged pair, and turn NumPy numbers into plain ones (None where not finite)."""
+    verdict = int(statistics.verdicts(record["probability"])) if np.isfinite(record["probability"]) else -1
+    record["correct"], record["tie"] = verdict > 0, verdict == 0
+    for name, value in record.items():
+        if isinstance(value, float | np.floating | np.ndarray):
+            record[name] = float(value) if np.isfinite(value) else None
+    return record
+
+
 def summarise(
     records: Sequence[Mapping[str, Any]],
     bins: int = 10,

@@ -87,8 +87,8 @@ def evaluate(
     records = [_record(row, item) for row, item in ((rows[item.index], item) for item in encoded)]
     fill = _fill_rewards if method == "score" else _fill_verdicts
     fill(records, encoded, raw, config)
-    _fill_outcome(records)
     for record in records:
+        judgements.decide(record)
         if write_row is not None:
             write_row(record)
     yield from judgements.summarise(
@@ -307,13 +307,3 @@ def _fill_rewards(records: list[dict[str, Any]], encoded: list[_Encoded], raw: n
             "log_probability": statistics.log_sigmoid(margin),
             "consistent": None,
         }
-
-
-def _fill_outcome(records: list[dict[str, Any]]) -> None:
-    """Decide each pair, and turn NumPy numbers into plain ones (None where not finite: JSON has no NaN)."""
-    for record in records:
-        verdict = int(statistics.verdicts(record["probability"])) if np.isfinite(record["probability"]) else -1
-        record["correct"], record["tie"] = verdict > 0, verdict == 0
-        for name, value in record.items():
-            if isinstance(value, (float, np.floating, np.ndarray)):
-                record[name] = float(value) if np.isfinite(value) else None

@@ -1,5 +1,7 @@
 """Evaluate a trained run, a Hugging Face folder or a llama2.c file on a data file."""
 
+import copy
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from gramjax.checkpoint import state as checkpoints
-from gramjax.core import checks, flags, folder, runtime, sharding, spec
+from gramjax.core import checks, ensembles, flags, folder, judgements, runtime, sharding, spec
+from gramjax.core import config as configs
 from gramjax.core.errors import UserError
 from gramjax.data import readers
 from gramjax.training import evaluation, setup
@@ -31,28 +34,75 @@ def main(argv: list[str]) -> int:
     path = config.data.path
     if not path:
         raise UserError("give --config.data.path=FILE, the rows to evaluate on")
-    settings = inherit(config, arguments.overrides)
-    network = setup.open_network(config)
-    found = readers.read(path, setup.data_section(config), evaluation.row_types(config.evals))
     if arguments.dry_run:
+        found, network = open_rows(config, arguments.overrides)[:2]
         print(f"{len(found.rows):,} rows of {found.total:,}, {spec.count(network.model.specs()):,} parameters")
         return 0
     workdir = Path(arguments.workdir)
     folder.write_json(workdir / "config.json", folder.as_dict(config))
     folder.write_json(workdir / "overrides.json", folder.as_dict(arguments.overrides))
     folder.write_json(workdir / "env.json", runtime.facts())
+    if config.get("ensemble", {}).get("members"):
+        judge_together(config, arguments.overrides, workdir)
+        return 0
+    for name, results in judge(config, arguments.overrides, workdir / "eval").items():
+        show(name, results, workdir)
+    return 0
+
+
+def open_rows(config: Any, overrides: dict[str, Any]) -> tuple[Any, setup.Network, dict[str, Any]]:
+    """The rows to judge, the model that judges them, and the settings taken from the run that trained it."""
+    settings = inherit(config, overrides)
+    network = setup.open_network(config)
+    found = readers.read(config.data.path, setup.data_section(config), evaluation.row_types(config.evals))
+    return found, network, settings
+
+
+def judge(config: Any, overrides: dict[str, Any], target: Path) -> dict[str, dict[str, Any]]:
+    """Evaluate the model of `config.model.path`; results and rows go into `target`."""
+    found, network, settings = open_rows(config, overrides)
     params = load_params(network)
     facts = {
         "model": config.model.path,
-        "data": path,
+        "data": config.data.path,
         "num_rows": found.total,
         "dropped_rows": {reason: {"count": count, "first": first} for reason, (count, first) in found.dropped.items()},
         "inherited": settings,
     }
     evaluator = evaluation.make_evaluator(network.model, network.renderer, config.evals)
-    for name, results in evaluator(params, found.rows, workdir / "eval", facts).items():
-        show(name, results, workdir)
-    return 0
+    return evaluator(params, found.rows, target, facts)
+
+
+def judge_together(config: Any, overrides: dict[str, Any], workdir: Path) -> None:
+    """Let each member judge (into `members/NN`), then combine what they said (into `eval`)."""
+    section = configs.section(config.ensemble, configs.EnsembleSection, "ensemble")
+    if set(config.evals) != {"preference"}:
+        raise UserError("config.ensemble.members: an ensemble judges preference rows; leave other evals out")
+    paths, judged = (config.model.path, *section.members), []
+    for number, path in enumerate(paths):
+        own = copy.deepcopy(config)
+        with own.unlocked():
+            own.model.path = path
+        target = workdir / "members" / f"{number:02d}"
+        facts = judge(own, overrides, target)["preference"]
+        print(f"member {number}  accuracy {facts['accuracy']:.4f}  {path}", flush=True)
+        lines = (target / "preference.rows.jsonl").read_text("utf-8").split("\n")
+        judged.append([json.loads(line) for line in lines if line])
+    method = config.evals.preference
+    records, missing = ensembles.combine(judged, section.combination, section.penalty, method.agg)
+    results = dict(
+        judgements.summarise(
+            records, method.bins, method.bootstrap_samples, method.seed, method.length_edges, method.length_difference
+        )
+    ) | {
+        "members": list(paths),
+        "combination": section.combination,
+        "num_not_judged_by_all": missing,
+        "data": config.data.path,
+    }
+    if jax.process_index() == 0:
+        evaluation.write_results(workdir / "eval", "preference", records, results)
+    show("preference", results, workdir)
 
 
 def inherit(config: Any, overrides: dict[str, Any]) -> dict[str, Any]:

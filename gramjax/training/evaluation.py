@@ -39,21 +39,23 @@ def make_evaluator(model: Model, renderer: Any, evals: Mapping[str, Any]) -> Eva
         weights = pack(params)
         out = {}
         for name, (module, config, scorer) in parts.items():
-            lines: list[str] = []
-
-            def write(row: dict[str, Any], lines: list[str] = lines) -> None:
-                lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-
-            found = module.evaluate(model, weights, renderer, rows, config, write, model.mesh, scorer)
+            judged: list[dict[str, Any]] = []
+            found = module.evaluate(model, weights, renderer, rows, config, judged.append, model.mesh, scorer)
             out[name] = {**dict(found), **facts}
             if jax.process_index() == 0:
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / f"{name}.rows.jsonl").write_text("".join(lines), "utf-8")
-                text = json.dumps(out[name], indent=2, ensure_ascii=False, allow_nan=False)
-                (folder / f"{name}.json").write_text(text + "\n", "utf-8")
+                write_results(folder, name, judged, out[name])
         return out
 
     return evaluate
+
+
+def write_results(folder: Path, name: str, examples: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> None:
+    """Write `folder/NAME.json` and, one line per example, `folder/NAME.rows.jsonl`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
+    (folder / f"{name}.rows.jsonl").write_text("".join(lines), "utf-8")
+    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / f"{name}.json").write_text(text + "\n", "utf-8")
 
 
 def numbers(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

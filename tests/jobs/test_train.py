@@ -97,6 +97,24 @@ def test_evaluate_takes_the_step_it_is_asked_for(done, tmp_path, capsys):
     assert "has no checkpoint of step 5 (there are: 6)" in capsys.readouterr().err
 
 
+def test_an_ensemble_leaves_what_each_member_says_and_their_mean(done, tmp_path):
+    other = tmp_path / "other"
+    assert train(other, "--config.seed=1", "--config.train.steps=2", "--config.train.evaluate=False") == 0
+    arguments = (f"--config.model.path={done}", f"--config.ensemble.members=('{other}',)")
+    data = "--config.data.path=recipe:word_translation:valid:40"
+    assert run("evaluate", "--config=evaluate", f"--workdir={tmp_path / 'e'}", data, *arguments) == 0
+
+    def rows(folder):
+        return [json.loads(line) for line in (folder / "preference.rows.jsonl").read_text().splitlines()]
+
+    first, second, both = (rows(tmp_path / "e" / name) for name in ("members/00", "members/01", "eval"))
+    assert first == rows(done / "eval") and first != second and len(both) == 40
+    for a, b, together in zip(first, second, both):
+        assert together["margin"] == pytest.approx((a["margin"] + b["margin"]) / 2)
+    results = json.loads((tmp_path / "e" / "eval" / "preference.json").read_text())
+    assert results["members"] == [str(done), str(other)] and results["num_pairs"] == 40
+
+
 def test_same_command_again_says_that_it_is_done(done, capsys):
     before = (done / "metrics.jsonl").read_text()
     assert train(done) == 0
