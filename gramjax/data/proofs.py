@@ -24,7 +24,7 @@ NO_PROOF = "proof lacks its structure"
 WRONG_SIDE = "proof argues for the other side"
 LEAK = "rationale presupposes the label"
 
-_GIVEN = r"(?<!\bis )(?<!\bas )(?<!\bwas )(?<!\bbe )\b[Tt]he "
+_GIVEN = r"(?<!\bis )(?<!\bwas )(?<!\bbe )\b[Tt]he "
 _CHOSEN = re.compile(_GIVEN + rf"(?:selected|chosen|preferred|winning|labell?ed|designated) {NOUN}\b")
 _REJECTED = re.compile(_GIVEN + rf"(?:rejected|unselected|dispreferred|non-preferred|losing|not chosen) {NOUN}\b")
 _CHOICE = r"(?:selected|chosen|labell?ed|designated|marked|given|stated)"

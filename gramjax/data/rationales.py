@@ -99,7 +99,7 @@ def _split(text: str) -> Rationale | None:
 def read_rationale(text: str) -> Rationale:
     """The Rationale behind a rendered text. Raises Drop for any other text."""
     found = _RENDERED.fullmatch(text.strip())
-    if found is None:
+    if found is None or len(TAG.findall(text)) != len(THINK) + len(ANSWER):
         raise Drop(UNREADABLE)
     if found[4] != found[5]:
         raise Drop(OTHER_SIDE)

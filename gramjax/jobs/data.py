@@ -15,7 +15,7 @@ from typing import Any
 
 from gramjax.core.config import DataSection
 from gramjax.core.errors import DataError, UserError
-from gramjax.data import readers, rows, text, tokenizer
+from gramjax.data import judge_prompts, readers, rows, text, tokenizer
 
 SHOWN = 3
 """Rows that are printed as a model sees them."""
@@ -109,6 +109,9 @@ def renderings(renderer: text.Renderer, kind: str, how: str = "auto") -> Callabl
         return judge
     if kind == rows.PAIR_UNLABELLED:
         return lambda row: [renderer.pair_text(row["prompt"], *row["responses"])]
+    if kind == rows.RATIONALE:
+        complete = renderings(renderer, rows.PROMPT_COMPLETION)
+        return lambda row: complete(judge_prompts.judge_row(row))
     if kind == rows.PROMPT_ONLY:
         return lambda row: [(ids := renderer.prompt(row["prompt"]), [0.0] * len(ids))]
     if kind == rows.STEPWISE:
@@ -135,7 +138,8 @@ def _encode(
 
 
 def _characters(row: Mapping[str, Any]) -> str:
-    parts = [row.get(name) for name in ("text", "messages", "prompt", "chosen", "rejected", "completion", "responses")]
+    names = ("text", "messages", "prompt", "chosen", "rejected", "completion", "responses", "rationale")
+    parts = [row.get(name) for name in names]
 
     def flat(value: Any) -> str:
         if isinstance(value, list):

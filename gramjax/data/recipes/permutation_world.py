@@ -10,7 +10,8 @@ the rows of `train` as training examples: `judge` (writes rationale and label), 
 `prover` (is given the label, writes the proof). All splits of a seed share one permutation.
 
 The tokenizer has one token per symbol and per fixed piece of text: a judge's prompt has 20 tokens, a prover's 22, a
-rationale and a proof 22 each with the end token, a label alone 4. The blanked prover's prompt has the same fixed pieces.
+rationale and a proof 22 each with the end token, a label alone 4. The fixed pieces of the prover's prompt are the same
+when it is blanked.
 """
 
 import hashlib
