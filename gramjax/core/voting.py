@@ -135,6 +135,17 @@ def _masked_mean(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
         return np.where(mask, values, 0.0).sum(-1) / mask.sum(-1)
 
 
+def columns(votes: Votes) -> list[dict[str, Any]]:
+    """One dict per pair, as rows carry it: `label` (None without a verdict), `vote_share`, `label_probability`, `tied`,
+    `votes_a`, `votes_b`, `failed`, `agreement`; what is unknown is None."""
+    names = {"vote_share": votes.share, "label_probability": votes.probability, "agreement": votes.agreement}
+    numbers = {name: [None if np.isnan(x) else float(x) for x in values] for name, values in names.items()}
+    counts = {"votes_a": votes.votes_a.tolist(), "votes_b": votes.votes_b.tolist(), "failed": votes.failed.tolist()}
+    found = numbers | counts | {"tied": votes.tied.tolist()}
+    labels = [LETTERS[verdict] for verdict in votes.verdict.tolist()]
+    return [{"label": label} | {name: values[i] for name, values in found.items()} for i, label in enumerate(labels)]
+
+
 def majority_accuracy(p: float, draws: int) -> float:
     """Probability that the majority of independent verdicts, each right with probability p, is right; ties count 1/2.
 

@@ -5,7 +5,7 @@ whole reply with its answer block. The judge sees the pair and writes the ration
 writes the proof. Everything stands in the user's turn. The headers of the blocks say Response where GRAM's say Answer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gramjax.data.formats import QUESTION
@@ -96,6 +96,31 @@ def prover_row(row: Row, instruction: str = PROVER_PROMPT) -> dict[str, Any]:
     """A rationale row as a prompt_completion row for the prover. Raises Drop if the rationale has no proof."""
     asked = prover_prompt(row["prompt"], row["responses"], row["label"], instruction)
     return _asked(row, asked, to_proof(row["rationale"]))
+
+
+def _cut(response: Text, share: float) -> Text:
+    if isinstance(response, str):
+        return response[: max(1, int(len(response) * share))]
+    return [*response[:-1], {**response[-1], "content": _cut(response[-1]["content"], share)}]
+
+
+def shortened(row: Row, limit: int, length: Callable[[Row], int]) -> dict[str, Any] | None:
+    """The row with both responses cut at their ends by the same share, so far that `length(row)` is at most `limit`.
+
+    Question, headers and instruction stay whole. `length` says how many tokens a row takes. None if they alone are
+    too long. For evaluation; in training an over-long row is dropped.
+    """
+    if length(row) <= limit:
+        return dict(row)
+
+    def kept(share: float) -> dict[str, Any]:
+        return {**row, "responses": [_cut(response, share) for response in row["responses"]]}
+
+    low, high = 0.0, 1.0
+    for _ in range(16):
+        middle = (low + high) / 2
+        low, high = (middle, high) if length(kept(middle)) <= limit else (low, middle)
+    return kept(low) if length(kept(low)) <= limit else None
 
 
 def in_random_order(row: Row, seed: int = 0) -> dict[str, Any]:

@@ -52,6 +52,9 @@ class Rules:
     """... and the largest; a surplus is left out at random."""
 
     def __post_init__(self) -> None:
+        for name in ("max_repeated_lines", "min_vote_share", "min_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name}={getattr(self, name)} must be from 0 to 1")
         if not 0 <= self.least_share_of_a <= 0.5 <= self.most_share_of_a <= 1:
             raise UserError(
                 f"least_share_of_a={self.least_share_of_a} and most_share_of_a={self.most_share_of_a} must enclose 0.5"

@@ -110,7 +110,8 @@ def parse(reply: str) -> Judgement:
     """Read a model's reply.
 
     The verdict is the first character of the last complete answer block, stripped and upper-cased, if it is A or B;
-    else None, whatever else the reply says.
+    else None, whatever else the reply says. The rule is as published: a block `Assistant B` would read as A. What is
+    trained on must hold the letter alone (`rationale_rules`).
     """
     blocks = _ANSWERS.findall(reply)
     letter = blocks[-1].strip().upper()[:1] if blocks else ""

@@ -108,6 +108,15 @@ def test_pairs_without_a_verdict_have_none():
         voting.codes([["A"], ["A", "B"]])
 
 
+def test_votes_as_columns_of_rows():
+    votes = voting.vote([[A, A, B], [NONE] * 3, [B, A, NONE]], [[0.9, 0.7, 0.4], [0.5] * 3, [0.1, 0.6, 0.5]])
+    one, none, tied = voting.columns(votes)
+    assert one["label"] == "A" and one["vote_share"] == pytest.approx(2 / 3) and one["failed"] == 0
+    assert one["label_probability"] == pytest.approx(0.8) and one["agreement"] == pytest.approx(1 / 3)
+    assert none["label"] is None and none["label_probability"] is None and none["agreement"] is None
+    assert tied["label"] == "B" and tied["tied"] and tied["label_probability"] == pytest.approx(0.9)
+
+
 def test_alternating_orders_cancel_a_judge_that_looks_at_the_place_only():
     names = [str(i) for i in range(300)]
     swapped = voting.presentation(names, 4)

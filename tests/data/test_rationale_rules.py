@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from gramjax.core import voting
 from gramjax.core.errors import UserError
 from gramjax.data import rationale_rules as rules_of
 from gramjax.data import rationales
@@ -128,3 +129,15 @@ def test_a_round_counts_every_reason():
     assert kept.dropped[rules_of.SPLIT] == (2, "v0") and kept.share_of_a == 0.5
     with pytest.raises(UserError, match="must enclose 0.5"):
         Rules(least_share_of_a=0.6)
+    with pytest.raises(UserError, match="min_vote_share=75 must be from 0 to 1"):
+        Rules(min_vote_share=75)
+
+
+def test_columns_of_votes_are_what_the_filter_reads():
+    votes = voting.columns(
+        voting.vote([[1, 1, 1, 1], [1, 1, 1, 0], [1, -1, 1, -1], [0] * 4], [[0.9, 0.9, 0.8, 0.9]] * 4)
+    )
+    mixed = [{**row, **vote} for row, vote in zip(rows(4, 0), votes)]
+    kept = rules_of.filtered(mixed, Rules(most_share_of_a=1.0), words)
+    assert [row["id"] for row in kept.rows] == ["a0", "a1"]
+    assert set(kept.dropped) == {rules_of.SPLIT, rules_of.NO_VERDICT}

@@ -226,6 +226,26 @@ def test_conversations_stay_conversations():
     assert isinstance(judge_prompts.blank_prover_prompt(talk), list)
 
 
+def test_only_responses_are_shortened_and_both_alike():
+    def length(row):
+        return len(str(judge_prompts.judge_prompt(row["prompt"], row["responses"], "Judge.")).split())
+
+    row = ROW | {"responses": ["one " * 300, "two " * 100]}
+    full = length(row)
+    cut = judge_prompts.shortened(row, full - 200, length)
+    sizes = [len(text.split()) for text in cut["responses"]]
+    assert full - 203 <= length(cut) <= full - 200 and sizes[0] == pytest.approx(150, abs=2) == 3 * sizes[1]
+    turned = judge_prompts.shortened(row | {"responses": row["responses"][::-1]}, full - 200, length)
+    assert turned["responses"] == cut["responses"][::-1] and cut["prompt"] == row["prompt"]
+    assert judge_prompts.shortened(row, full, length) == row and judge_prompts.shortened(row, 5, length) is None
+    talk = {
+        "prompt": [{"role": "user", "content": "q"}],
+        "responses": [[{"role": "assistant", "content": "x " * 50}]] * 2,
+    }
+    cut = judge_prompts.shortened(ROW | talk, length(talk) - 50, length)
+    assert length(cut) == length(talk) - 50 and cut["responses"][0][0]["role"] == "assistant"
+
+
 def test_orders_are_random_by_id_and_labels_follow():
     pairs = [{"id": str(i), "prompt": "p", "chosen": "good", "rejected": "bad"} for i in range(400)]
     drawn = [judge_prompts.in_random_order(pair) for pair in pairs]
