@@ -2,8 +2,8 @@
 
 GRAMJAX_DATA=FOLDER python benchmarks/real_data.py --out DIR [--quick] [--only best,start,grid] [--json FILE]
 
-best   persona: a small Bradley-Terry judge from scratch; settings chosen on a part of the training rows, then three
-       seeds on the held-out rows, beside TF-IDF logistic regression on the same training rows
+best   persona: small Bradley-Terry judges from scratch that judge together; who sits in the ensemble is chosen on a
+       part of the training rows; then the held-out rows, beside TF-IDF logistic regression on the same training rows
 grid   persona and hh_harmless from stories260K: objective x stage 1 x label smoothing, three seeds each
 start  the generative judge in both stages from stories260K and from random weights, on all sets
 
@@ -146,82 +146,50 @@ def common(objective: str, seed: int) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is chosen on the validation part."""
+    """A small scalar judge."""
 
     layers: int = 2
     width: int = 64
+    vocabulary: int = 2000
+    """Ids of its byte-level BPE."""
+    lr: float = 2e-3
     weight_decay: float = 0.1
     smoothing: float = 0.0
-    text: str = ""
-    """Next-token training first, on `persona` (the questions of the training rows) or `mixed` text."""
-    copies: int = 1
-    """Copies of every row; all but the first lose a quarter of the words of the statement."""
-    epochs: float = 6.0
-    lr: float = 2e-3
-    eps: float = 1e-8
-    """Of Adam. A large one moves the embeddings of rare words less."""
 
 
-CANDIDATES: dict[str, Settings] = {
-    "from scratch": Settings(),
-    "1 layer, decay 1": Settings(layers=1, weight_decay=1.0),
-    "1 layer, decay 1, smoothing 0.1": Settings(layers=1, weight_decay=1.0, smoothing=0.1),
-    "1 layer, decay 3, smoothing 0.05": Settings(layers=1, weight_decay=3.0, smoothing=0.05),
-    "persona text first, eps 1e-4": Settings(text="persona", eps=1e-4),
-    "persona text first, eps 1e-3, word dropout": Settings(text="persona", eps=1e-3, lr=5e-3, copies=4, epochs=1.5),
-    "mixed text first, width 128, eps 1e-3, word dropout": Settings(
-        text="mixed", width=128, eps=1e-3, lr=3e-3, copies=4, epochs=1.5
-    ),
+JUDGES: dict[str, Settings] = {
+    "2 layers": Settings(),
+    "wide": Settings(layers=1, width=256, vocabulary=6000, lr=1e-3),
 }
+ENSEMBLES: dict[str, tuple[str, ...]] = {"2 layers": ("2 layers",), "wide": ("wide",), "both": tuple(JUDGES)}
+"""Which judges sit together, with one member of each kind per seed."""
 
 
-def train_tokenizer(work: Work) -> str:
-    """A byte-level BPE of 2,000 ids from the questions of the persona training rows."""
-    place = work.out / "tokenizer"
+def train_tokenizer(work: Work, vocabulary: int) -> str:
+    """A byte-level BPE from the questions of the persona training rows."""
+    place = work.out / f"tokenizer-{vocabulary}"
     if not (place / "tokenizer.json").exists():
         from gramjax.data import tokenizer
 
         texts = [splits.first_turn(row) for row in splits.load(work.rows, "persona_train")]
-        tokenizer.train_bpe([*texts, "User: ", "\n\nAssistant: ", "Yes", "No"], 2000).save(place)
+        tokenizer.train_bpe([*texts, "User: ", "\n\nAssistant: ", "Yes", "No"], vocabulary).save(place)
     return str(place)
 
 
-def small(work: Work, settings: Settings, objective: str, seed: int) -> Any:
-    """A decoder from scratch, of 200,000 to 600,000 parameters."""
-    config = common(objective, seed)
-    config.tokenizer.path = train_tokenizer(work)
+def best_judge(work: Work, settings: Settings, train: str, valid: str, seed: int) -> Any:
+    """The config of a Bradley-Terry judge from scratch with these settings."""
+    config = common("bradley_terry", seed)
+    config.tokenizer.path = train_tokenizer(work, settings.vocabulary)
     arch = config.model.arch
     arch.hidden_size, arch.intermediate_size, arch.num_layers = settings.width, 2 * settings.width, settings.layers
     arch.num_heads, arch.num_kv_heads, arch.head_dim, arch.init_scale = 4, 4, settings.width // 4, 0.06
-    config.optim.betas, config.optim.weight_decay = (0.9, 0.98), settings.weight_decay
-    config.train.batch_size = 8 if work.sizes.rows else 64
-    return config
-
-
-def text_model(work: Work, settings: Settings, rows: str) -> str:
-    """Next-token training on text without labels; returns the run folder. Held-out rows have no part in it."""
-    name = f"best-text-{settings.text}-{settings.width}-{rows}"
-    config = small(work, settings, "cross_entropy", 0)
-    config.data.train = (str(splits.write_text(work.data, work.rows, rows, settings.text)),)
-    config.data.max_length, config.optim.lr = 112 if settings.text == "mixed" else 48, 3e-3
-    config.train.epochs = (2.0 if settings.text == "mixed" else 8.0) if not work.sizes.rows else 1.0
-    config.train.evaluate = False
-    work.train(name, config)
-    return str(work.out / "runs" / name)
-
-
-def best_judge(work: Work, settings: Settings, train: str, valid: str, seed: int) -> Any:
-    """The config of a Bradley-Terry judge with these settings."""
-    config = small(work, settings, "bradley_terry", seed)
-    if settings.text:
-        config.model.path = text_model(work, settings, train)
-    config.data.train = (str(splits.write_copies(work.rows, train, settings.copies)),)
-    config.data.valid = work.source(valid)
+    config.data.train, config.data.valid = work.source(train), work.source(valid)
     config.data.max_length, config.data.overlong = 48, "truncate_prompt_left"  # the boilerplate of long questions goes
     config.evals.preference.overlong = ""
     config.objective.label_smoothing = settings.smoothing
-    config.optim.lr, config.optim.eps = settings.lr, settings.eps
-    config.train.epochs = settings.epochs if not work.sizes.rows else 1.0
+    config.optim.betas, config.optim.weight_decay, config.optim.lr = (0.9, 0.98), settings.weight_decay, settings.lr
+    config.train.batch_size = 8 if work.sizes.rows else 64
+    config.train.epochs = 6.0 if not work.sizes.rows else 1.0
     return config
 
 
@@ -231,45 +199,60 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.split("\n") if line]
 
 
-def best(work: Work) -> dict[str, Any]:
-    """Choose the settings on the validation part, then train on all training rows and read the held-out rows once."""
-
-    def one(name: str, settings: Settings, train: str, valid: str, seed: int) -> dict[str, Any]:
-        def make() -> dict[str, Any]:
-            work.train(name, best_judge(work, settings, train, valid, seed))
-            results = json.loads((work.out / "runs" / name / "eval" / "preference.json").read_text("utf-8"))
-            return {"settings": dataclasses.asdict(settings), "seed": seed, **short(results)}
-
-        return work.result(name, make)
-
-    tried = {
-        label: one(f"best-choose-{index}", settings, "persona_fit", "persona_valid", 0)
-        for index, (label, settings) in enumerate(CANDIDATES.items())
+def ensemble(work: Work, name: str, members: Sequence[str], data: str) -> dict[str, Any]:
+    """`gramjax evaluate` of several runs together; returns its numbers."""
+    where = work.out / "runs" / name
+    runs = [str(work.out / "runs" / member) for member in members]
+    flags = {
+        "model.path": runs[0],
+        "ensemble.members": repr(tuple(runs[1:])),
+        "data.path": work.source(data)[0],
+        "data.overlong": "truncate_prompt_left",
+        "evals.preference.overlong": "",
+        "tokenizer.chat_template": "none",
     }
+    call(["evaluate", "--config=evaluate", f"--workdir={where}", *(f"--config.{k}={v}" for k, v in flags.items())])
+    return short(json.loads((where / "eval" / "preference.json").read_text("utf-8")))
+
+
+def best(work: Work) -> dict[str, Any]:
+    """Choose who sits in the ensemble on the validation part, train it on all training rows, read the held-out rows."""
+
+    def member(label: str, train: str, valid: str, seed: int) -> str:
+        name = f"best-{label.replace(' ', '-')}-{train}-seed{seed}"
+
+        def make() -> dict[str, Any]:
+            work.train(name, best_judge(work, JUDGES[label], train, valid, seed))
+            results = json.loads((work.out / "runs" / name / "eval" / "preference.json").read_text("utf-8"))
+            return {"settings": dataclasses.asdict(JUDGES[label]), "seed": seed, **short(results)}
+
+        work.result(name, make)
+        return name
+
+    def together(label: str, train: str, valid: str) -> dict[str, Any]:
+        members = [member(kind, train, valid, seed) for kind in ENSEMBLES[label] for seed in work.sizes.seeds]
+        name = f"best-ensemble-{label.replace(' ', '-')}-{valid}"
+        return work.result(name, lambda: {"members": members, **ensemble(work, name, members, valid)})
+
+    tried = {label: together(label, "persona_fit", "persona_valid") for label in ENSEMBLES}
     winner = max(tried, key=lambda label: tried[label]["accuracy"])
-    runs = [
-        one(f"best-test-seed{seed}", CANDIDATES[winner], "persona_train", "persona_test", seed)
-        for seed in work.sizes.seeds
-    ]
+    final = together(winner, "persona_train", "persona_test")
     test, train = splits.load(work.rows, "persona_test"), splits.load(work.rows, "persona_train")
     margins = baselines.fit_tfidf(train)(test)
     right = dict(zip([row["id"] for row in test], margins > 0, strict=True))
-    total = dict.fromkeys(right, 0.0)
-    for run in runs:
-        judged = rows_of(work.out / "runs" / run["name"])
-        for row in judged:
-            total[row["id"]] += row["margin"]
-        paired = statistics.paired_bootstrap([r["correct"] for r in judged], [right[r["id"]] for r in judged])
-        run["minus_tfidf"] = dataclasses.asdict(paired)
+    judged = rows_of(work.out / "runs" / final["name"])
+    paired = statistics.paired_bootstrap([r["correct"] for r in judged], [right[r["id"]] for r in judged])
     tfidf = baselines.count(margins)
-    reached = [run["accuracy"] >= tfidf["low"] for run in runs]
+    valid = baselines.fit_tfidf(splits.load(work.rows, "persona_fit"))(splits.load(work.rows, "persona_valid"))
+    singles = {name: work.result(name, dict) for trial in (*tried.values(), final) for name in trial["members"]}
     return {
         "chosen_on_validation": winner,
         "validation": tried,
-        "runs": runs,
-        "sum_of_seeds": baselines.count(list(total.values())),
+        "validation_tfidf": baselines.count(valid),
+        "members": singles,
+        "ensemble": final | {"minus_tfidf": dataclasses.asdict(paired)},
         "tfidf": tfidf,
-        "reaches_interval": reached,
+        "reaches_interval": final["accuracy"] >= tfidf["low"],
     }
 
 

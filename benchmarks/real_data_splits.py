@@ -9,7 +9,6 @@ pandalm and self_instruct share instructions: odd crc32 goes to stage 1, even cr
 """
 
 import json
-import random
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -86,42 +85,3 @@ def write(data: Path, folder: Path, limit: int = 0) -> dict[str, int]:
 def load(folder: Path, name: str) -> Rows:
     """The rows of one split."""
     return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text("utf-8").split("\n") if line]
-
-
-def write_copies(folder: Path, name: str, copies: int, rate: float = 0.25) -> Path:
-    """Persona rows, each `copies` times; every copy but the first loses `rate` of the words of its statement (seeded).
-
-    Returns the file: the rows themselves for one copy.
-    """
-    path = folder / f"{name}.jsonl"
-    if copies == 1:
-        return path
-    draw, out = random.Random(0), []
-    for copy in range(copies):
-        for row in load(folder, name):
-            words = row["statement"].split(" ")
-            kept = [word for word in words if not copy or draw.random() > rate] or words
-            question = first_turn(row).replace(row["statement"], " ".join(kept))
-            out.append({**row, "id": f"{row['id']}/{copy}", "prompt": [{"role": "user", "content": question}]})
-    path = folder / f"{name}-x{copies}.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in out), "utf-8")
-    return path
-
-
-def write_text(data: Path, folder: Path, name: str, kind: str, words: int = 60) -> Path:
-    """Text rows for next-token training: the questions of a persona split (`persona`), and for `mixed` also dialogues
-    of hh_harmless outside its held-out part and self_instruct answers, in pieces of at most `words` words."""
-    texts = [f"User: {first_turn(row)}\n\nAssistant:" for row in load(folder, name)]
-    if kind == "mixed":
-        texts *= 2
-        sources = [row for row in read(data, "hh_harmless/dev", "preference", "") if crc(first_turn(row)) % 5]
-        long = [" ".join(m["content"] for m in row["prompt"] + row["chosen"]) for row in sources]
-        sources = read(data, "self_instruct/user_oriented_dev", "pair_unlabelled", "")
-        long += [" ".join(m["content"] for m in row["prompt"] + row["responses"][0]) for row in sources]
-        for text in long:
-            found = text.split()
-            pieces = (found[i : i + words] for i in range(0, len(found), words))
-            texts += [" ".join(piece) for piece in pieces if len(piece) >= 8]
-    path = folder / f"{name}-text-{kind}.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
-    return path

@@ -30,23 +30,20 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def best(results: dict[str, Any]) -> str:
-    """The persona judge: settings tried on the validation part, and the held-out rows."""
+    """The persona judges: ensembles tried on the validation part, and the held-out rows."""
     made = results["best"]
-    tried = [[label, interval(run)] for label, run in made["validation"].items()]
-    rows = [["TF-IDF logistic regression", interval(made["tfidf"]), "", ""]]
-    for run in made["runs"]:
-        gap = run["minus_tfidf"]
-        rows.append(
-            [
-                f"gramjax, seed {run['seed']}",
-                interval(run),
-                number(run["ece"]),
-                f"{gap['mean']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]",
-            ]
-        )
-    rows.append(["gramjax, margins of the seeds added", interval(made["sum_of_seeds"]), "", ""])
+    final, gap = made["ensemble"], made["ensemble"]["minus_tfidf"]
+    single = lambda names: ", ".join(f"{made['members'][name]['accuracy']:.3f}" for name in names)  # noqa: E731
+    tried = [[label, interval(run), single(run["members"])] for label, run in made["validation"].items()]
+    tried.append(["TF-IDF logistic regression", interval(made["validation_tfidf"]), ""])
+    difference = f"{gap['mean']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]"
+    rows = [
+        [f"gramjax, ensemble `{made['chosen_on_validation']}`", interval(final), number(final["ece"]), difference],
+        ["its members alone", single(final["members"]), "", ""],
+        ["TF-IDF logistic regression", interval(made["tfidf"]), "", ""],
+    ]
     judged = next(iter(made["validation"].values()))["num_pairs"]
-    first = table(["settings", f"validation ({judged})"], tried)
+    first = table(["ensemble", f"validation ({judged})", "its members alone"], tried)
     second = table(["judge", f"held out ({made['tfidf']['num_pairs']})", "ECE", "minus TF-IDF, paired"], rows)
     return f"{first}\n\n{second}"
 
