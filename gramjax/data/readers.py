@@ -294,4 +294,4 @@ def overlap(train: Sequence[dict[str, Any]], valid: Sequence[dict[str, Any]]) ->
 
 
 _CONTENT = ("prompt", "chosen", "rejected", "completion", "label", "responses", "messages", "text", "completions",
-            "rationale")
+            "rationale")  # fmt: skip

@@ -35,7 +35,7 @@ NEEDS: dict[str, str] = {
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 OWN_COLUMNS = ("prompt", "chosen", "rejected", "completion", "completions", "label", "labels", "text", "messages",
-               "responses", "rationale")
+               "responses", "rationale")  # fmt: skip
 """The columns that decide the type of a row."""
 
 LIKELY_PROMPTS = ("question", "instruction", "query", "input", "problem", "context")

@@ -12,6 +12,11 @@ the rows of `train` as training examples: `judge` (writes rationale and label), 
 The tokenizer has one token per symbol and per fixed piece of text: a judge's prompt has 20 tokens, a prover's 22, a
 rationale and a proof 22 each with the end token, a label alone 4. The fixed pieces of the prover's prompt are the same
 when it is blanked.
+
+Measured once (seed 0; 2 layers of width 64, 4 heads of 16, mlp 256, `init_scale` 0.06, next-token cross-entropy from
+scratch, AdamW with betas (0.9, 0.98) at 1e-3, batch 64): share of right greedy verdicts on the 400 rows of `valid`, in
+their order and swapped. 2,048 rows and 1,500 steps: 0.995 and 0.990 with rationales, 0.813 and 0.813 with labels only;
+256 rows and 700 steps: 0.648 and 0.685 against 0.515 and 0.585. Every reply had a readable verdict.
 """
 
 import hashlib
