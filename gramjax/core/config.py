@@ -177,6 +177,52 @@ class EnsembleSection:
     """Of the combination `uncertainty`."""
 
 
+@dataclasses.dataclass(frozen=True)
+class SamplingSection:
+    """How answers are drawn from a model."""
+
+    max_tokens: int = 256
+    """Longest answer, in tokens."""
+    temperature: float = 1.0
+    """0: greedy."""
+    top_k: int = 0
+    """Draw among the most likely tokens only; 0: all."""
+    top_p: float = 1.0
+    """Draw among the smallest set of likely tokens that has this mass, after top_k; 1: all."""
+    min_p: float = 0.0
+    """Draw among tokens at least this likely, relative to the likeliest; 0: all."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits (multiplies negative ones) of tokens in the prompt and the answer so far; 1: off."""
+    n: int = 1
+    """Answers to each prompt."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer; they are not part of it."""
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end an answer, beside the tokenizer's end token."""
+    ignore_eos: bool = False
+    """Go on after the tokenizer's end token."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationSection:
+    """How the sampler uses the device; none of this changes what is drawn."""
+
+    slots: int = 8
+    """Answers that are made at once."""
+    steps_per_call: int = 32
+    """Tokens per slot between two looks of the host (stop texts, refill, streaming)."""
+    refill_share: float = 0.25
+    """Share of the slots that must be free before the others wait for their refill."""
+    prefill_rows: int = 0
+    """Prompts read at once; 0: one on a CPU, 8 elsewhere."""
+    prefill_length: int = 512
+    """Longest piece of a prompt that is read at once."""
+    max_length: int = 0
+    """Most tokens of prompt and answer together; 0: what the model was made for (max_position_embeddings)."""
+    gather_weights: bool = True
+    """Copy the weights to every device of `data` and `fsdp` for sampling; False: gather them in every step."""
+
+
 SECTIONS: dict[str, type] = {
     "model": ModelSection,
     "tokenizer": TokenizerSection,
@@ -186,6 +232,8 @@ SECTIONS: dict[str, type] = {
     "mesh": MeshSection,
     "log": LogSection,
     "ensemble": EnsembleSection,
+    "sampling": SamplingSection,
+    "generation": GenerationSection,
 }
 TRAINING = ("model", "tokenizer", "data", "optim", "train", "mesh", "log")
 """The sections of a training config."""

@@ -70,11 +70,11 @@ def partition(
     return PartitionSpec(*entries)
 
 
-def shardings(specs: Any, mesh: Mesh) -> Any:
+def shardings(specs: Any, mesh: Mesh, rules: Mapping[str, tuple[str, ...]] = RULES) -> Any:
     """NamedSharding of every parameter of a tree of specs."""
 
     def one(spec: Spec) -> NamedSharding:
-        return NamedSharding(mesh, partition(spec.axes, spec.shape, mesh))
+        return NamedSharding(mesh, partition(spec.axes, spec.shape, mesh, rules))
 
     return map_specs(one, specs)
 

@@ -14,6 +14,7 @@ from gramjax.core.sharding import Constrain
 from gramjax.core.spec import Spec
 from gramjax.models import rotary
 from gramjax.models.attention import attention
+from gramjax.models.stack import Rows, as_rows, rows_product
 
 LayerCache = dict[str, jax.Array]
 """Keys and values of one layer, `k` and `v` [B, S, K, E]."""
@@ -67,12 +68,22 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return (normed * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def project(x: jax.Array, weight: jax.Array, contracted: int = 1, name: str = "projection") -> jax.Array:
+def for_decoding(layer: Any) -> Any:
+    """The weights of a layer with every projection as rows (`stack.Rows`)."""
+    attn = {name: as_rows(w, 2 if name == "o" else 1) if name in "qkvo" else w for name, w in layer["attn"].items()}
+    return {**layer, "attn": attn, "mlp": {name: as_rows(w) for name, w in layer["mlp"].items()}}
+
+
+def project(x: jax.Array, weight: jax.Array | Rows, contracted: int = 1, name: str = "projection") -> jax.Array:
     """Contract the last `contracted` axes of x with the first ones of the weight.
 
     Both operands are made two-dimensional: the product and its two gradients then contract one axis each, which is
     what every backend has a fast kernel for. The result is named for remat policies (`stack.REMAT`).
     """
+    if isinstance(weight, Rows):
+        rows_of_x = x.reshape(-1, weight.matrix.shape[1])
+        out = rows_product(rows_of_x, weight.matrix).astype(x.dtype)
+        return out.reshape(*x.shape[: x.ndim - contracted], *weight.outer)
     lead, inner = x.shape[: x.ndim - contracted], weight.shape[:contracted]
     rows, width = 1, 1
     for size in lead:
@@ -109,7 +120,9 @@ def forward(
     v_BTKE = constrain(v_BTKE, "batch", "length", "kv_heads", "head_dim")
     keys, values = k_BTKE, v_BTKE
     if cache is not None and context.offset_B is not None:
-        cache = {"k": write(cache["k"], k_BTKE, context.offset_B), "v": write(cache["v"], v_BTKE, context.offset_B)}
+        new = {"k": k_BTKE, "v": v_BTKE}
+        axes = ("batch", "length", "kv_heads", "head_dim")
+        cache = {name: constrain(write(cache[name], new[name], context.offset_B), *axes) for name in new}
         keys, values = cache["k"].astype(k_BTKE.dtype), cache["v"].astype(v_BTKE.dtype)
     window = config.sliding_window if kind == "window" else 0
     mixed_BTHE = attention(

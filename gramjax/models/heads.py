@@ -10,18 +10,22 @@ import jax
 import jax.numpy as jnp
 
 from gramjax.core.errors import UserError
+from gramjax.models.stack import FEW_ROWS, Rows, rows_product
 
 
 def output_matrix(weights: Any) -> tuple[jax.Array, bool]:
     """The output projection and whether it is stored as rows per token ([V, D], tied) or columns ([D, V])."""
     if "lm_head" in weights:
-        return weights["lm_head"], False
+        head = weights["lm_head"]
+        return (head.matrix, True) if isinstance(head, Rows) else (head, False)
     return weights["embed"], True
 
 
 def logits(weights: Any, hidden: jax.Array) -> jax.Array:
     """Vocabulary logits [..., V] of hidden states [..., D]. For whole sequences prefer `cross_entropy`."""
     matrix, tied = output_matrix(weights)
+    if tied and hidden.size <= FEW_ROWS * hidden.shape[-1] and jax.default_backend() == "cpu":
+        return rows_product(hidden.reshape(-1, hidden.shape[-1]), matrix).reshape(*hidden.shape[:-1], -1)
     return _matmul(hidden, matrix, tied)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gramjax.core import plugins
-from gramjax.core.sharding import constrainer
+from gramjax.core.sharding import RULES, constrainer, shardings
 from gramjax.models import stack
 
 
@@ -34,6 +34,20 @@ class Model:
         """Weights in use from parameters at rest (`stack.pack`)."""
         scan = self.scan_layers if scan is None else scan
         return stack.pack(params, self.config.layer_kinds(), self.compute_dtype, labels, scan)
+
+    def pack_for_decoding(self, params: Any, gather: bool = True) -> Any:
+        """Weights in use for sampling, made once per round: every layer on its own, in the backend's best layout.
+
+        `gather` copies them to all devices of `data` and `fsdp` (they stay spread over `tensor`), so that a step that
+        makes one token needs no gathering of weights.
+        """
+        if gather and self.mesh is not None and self.mesh.size > 1:
+            params = jax.device_put(params, shardings(self.specs(), self.mesh, {**RULES, "embed": ()}))
+        return self.module.for_decoding(self.pack(params, scan=False))
+
+    def init_cache(self, weights: Any, batch: int, length: int) -> Any:
+        """An empty cache of `length` tokens for `batch` rows, in the compute dtype."""
+        return self.module.init_cache(weights, self.config, batch, length, self.compute_dtype)
 
     def forward(self, weights: Any, batch: Any, cache: Any = None) -> Any:
         """`Output.hidden` [batch, length, embed] and `Output.cache` for a batch of tokens."""

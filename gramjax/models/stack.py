@@ -10,6 +10,7 @@ trained layer have no backward pass.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ from flax import struct
 
 from gramjax.core import tree
 from gramjax.core.errors import UserError
+
+FEW_ROWS = 16
+"""Rows of an activation up to which a product with `Rows` is made as matrix times columns."""
 
 REMAT: dict[str, Callable[[], Any]] = {
     "full": lambda: jax.checkpoint_policies.nothing_saveable,
@@ -50,6 +54,34 @@ class Packed:
 
     trees: tuple[Any, ...]
     runs: tuple[Run, ...] = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class Rows:
+    """A weight with one row per output: the form that a CPU decodes fastest with (`decoder.for_decoding`)."""
+
+    matrix: jax.Array
+    """[outputs, inputs], both flattened."""
+    outer: tuple[int, ...] = struct.field(pytree_node=False)
+    """The output axes."""
+
+
+def as_rows(weight: jax.Array, contracted: int = 1) -> Rows:
+    """A weight stored inputs first (`contracted` input axes) as rows."""
+    inner = math.prod(weight.shape[:contracted])
+    return Rows(weight.reshape(inner, -1).T, weight.shape[contracted:])
+
+
+def rows_product(x_RD: jax.Array, matrix_ND: jax.Array) -> jax.Array:
+    """x @ matrix.T, [R, N] float32 or wider.
+
+    A few rows are multiplied as columns, matrix times x.T: XLA:CPU then reads each weight once, in order (measured at
+    8 rows: 1.3 times as fast as x @ W, near the speed at which one core reads memory).
+    """
+    kind = jnp.promote_types(x_RD.dtype, jnp.float32)
+    if x_RD.shape[0] <= FEW_ROWS:
+        return jax.lax.dot_general(matrix_ND, x_RD.T, (((1,), (0,)), ((), ())), preferred_element_type=kind).T
+    return jax.lax.dot_general(x_RD, matrix_ND, (((1,), (1,)), ((), ())), preferred_element_type=kind)
 
 
 def plan_runs(kinds: Sequence[str], signatures: Sequence[Any], scan: bool = True) -> tuple[Run, ...]:
