@@ -1,10 +1,11 @@
 """Reward models on real preference data: judges and baselines, every number of docs/results.md.
 
-GRAMJAX_DATA=FOLDER python benchmarks/real_data.py --out DIR [--quick] [--only best,start,grid] [--json FILE]
+GRAMJAX_DATA=FOLDER python benchmarks/real_data.py --out DIR [--quick] [--only best,start,grid,longer] [--json FILE]
 
 best   persona: small Bradley-Terry judges from scratch that judge together; who sits in the ensemble is chosen on a
        part of the training rows; then the held-out rows, beside TF-IDF logistic regression on the same training rows
-grid   persona and hh_harmless from stories260K: objective x stage 1 x label smoothing, three seeds each
+grid   persona from stories260K: objective x stage 1 x label smoothing, three seeds each
+longer cells of the grid with 400 steps, seed 0
 start  the generative judge in both stages from stories260K and from random weights, on all sets
 
 Every run is `gramjax train` with a config that lies in DIR/configs, and `gramjax evaluate`. A run whose result is in
@@ -37,6 +38,8 @@ from gramjax.core.config import defaults
 
 SEEDS = (0, 1, 2)
 SETS = ("persona", "hh_harmless")
+GRID = ("persona",)
+"""Sets of the grid: half an hour each on two cores."""
 EVERYWHERE = ("persona_test", "hh_harmless_test", "llmbar_natural", "llmbar_neighbor", "pandalm")
 KEPT = ("num_pairs", "num_correct", "accuracy", "accuracy_low", "accuracy_high", "accuracy_one_order",
         "swap_consistency", "position_bias", "ece", "brier")  # fmt: skip
@@ -53,6 +56,7 @@ class Sizes:
     """Rows per split; 0: all."""
     pretrain_steps: int = 40
     persona_steps: int = 60
+    longer_steps: int = 400
     harmless_steps: int = 40
     grid_test: int = 300
     """Held-out rows that the runs of the grid are judged on."""
@@ -60,7 +64,7 @@ class Sizes:
     """Rows per set that the runs of `start` are judged on, at length 512."""
 
 
-QUICK = Sizes((0,), 60, 2, 2, 2, 20, 10)
+QUICK = Sizes((0,), 60, 2, 2, 3, 2, 20, 10)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +77,15 @@ class Spec:
     stage1: bool
     smoothing: float
     seed: int
+    steps: int = 0
+    """0: those of `Sizes`."""
 
     @property
     def name(self) -> str:
         """The folder of the run."""
         stage = "stage1" if self.stage1 else "direct"
-        return f"{self.data}-{self.start}-{self.objective}-{stage}-eps{self.smoothing:g}-seed{self.seed}"
+        longer = f"-steps{self.steps}" if self.steps else ""
+        return f"{self.data}-{self.start}-{self.objective}-{stage}-eps{self.smoothing:g}-seed{self.seed}{longer}"
 
 
 class Work:
@@ -305,7 +312,7 @@ def judge(work: Work, spec: Spec) -> dict[str, Any]:
         config.data.overlong = config.evals.preference.overlong = "truncate_prompt_left"
         config.evals.preference.limit = work.sizes.grid_test
         config.objective.label_smoothing = spec.smoothing
-        config.train.steps = work.sizes.persona_steps if persona else work.sizes.harmless_steps
+        config.train.steps = spec.steps or (work.sizes.persona_steps if persona else work.sizes.harmless_steps)
         work.train(spec.name, config)
         results = json.loads((work.out / "runs" / spec.name / "eval" / "preference.json").read_text("utf-8"))
         return {**dataclasses.asdict(spec), "num_skipped": results["num_skipped"], **short(results)}
@@ -314,15 +321,21 @@ def judge(work: Work, spec: Spec) -> dict[str, Any]:
 
 
 def grid(work: Work) -> list[dict[str, Any]]:
-    """Objective x stage 1 x smoothing x seed on both sets."""
+    """Objective x stage 1 x smoothing x seed."""
     return [
         judge(work, Spec(data, "stories260k", objective, stage1, smoothing, seed))
-        for data in SETS
+        for data in GRID
         for seed in work.sizes.seeds
         for objective in OBJECTIVES
         for stage1 in (False, True)
         for smoothing in (0.0, 0.1)
     ]
+
+
+def longer(work: Work) -> list[dict[str, Any]]:
+    """Cells of the grid with many more steps, seed 0: does a judge that was at chance learn?"""
+    cells = [("generative", False), ("generative", True), ("bradley-terry", False)]
+    return [judge(work, Spec("persona", "stories260k", o, s, 0.0, 0, work.sizes.longer_steps)) for o, s in cells]
 
 
 def everywhere(work: Work, spec: Spec) -> dict[str, Any]:
@@ -410,7 +423,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("GRAMJAX_DATA") or "."))
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", default="best,start,grid")
+    parser.add_argument("--only", default="best,start,grid,longer")
     parser.add_argument("--json", type=Path, help="where the results go (default: DIR/real_data.json)")
     arguments = parser.parse_args(argv)
     if not (arguments.data / "persona").is_dir():
@@ -428,7 +441,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if path.exists():  # parts made by an earlier call stay
         results = json.loads(path.read_text("utf-8")) | results
     for part in arguments.only.split(","):
-        made: Any = {"best": best, "grid": grid, "start": start}[part](work)
+        made: Any = {"best": best, "grid": grid, "start": start, "longer": longer}[part](work)
         results[part] = made
         if part == "grid":
             results["grid_cells"] = cells(made)

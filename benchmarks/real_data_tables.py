@@ -90,10 +90,25 @@ def grid(results: dict[str, Any]) -> str:
     return table([*head, "seeds"], rows)
 
 
+def longer(results: dict[str, Any]) -> str:
+    """Cells of the grid with more steps."""
+    rows = [
+        [
+            r["objective"],
+            "yes" if r["stage1"] else "no",
+            str(r["steps"]),
+            interval(r),
+            number(r.get("swap_consistency")),
+        ]
+        for r in results["longer"]
+    ]
+    return table(["objective", "stage 1", "steps", "accuracy", "swap consistency"], rows)
+
+
 def main(argv: Sequence[str]) -> int:
     """Print every table that the results have."""
     results = json.loads(Path(argv[0]).read_text("utf-8"))
-    for name, show in (("baselines", baselines), ("best", best), ("start", start), ("grid", grid)):
+    for name, show in (("baselines", baselines), ("best", best), ("start", start), ("grid", grid), ("longer", longer)):
         if name in results:
             print(f"\n## {name}\n\n{show(results)}")
     return 0

@@ -286,7 +286,7 @@ def elements(path: str, value: tuple[Any, ...], kind: Any, old: tuple[Any, ...])
     return value
 
 
-def parse(argv: list[str], verb: str = "train") -> Arguments:
+def parse(argv: list[str], verb: str = "train", workdir_needed: bool = True) -> Arguments:
     """The arguments of a job that takes a config; prints and exits 0 for `--help`.
 
     Raises UserError for anything that is not understood, and one with every problem of the resulting config.
@@ -324,7 +324,7 @@ def parse(argv: list[str], verb: str = "train") -> Arguments:
     if "help" in given:
         print(f"{usage(verb)}\n\nSettings of {name}:\n{show(arguments)}")
         raise SystemExit(0)
-    if not workdir and not dry_run:
+    if workdir_needed and not workdir and not dry_run:
         raise UserError("give --workdir=DIR, the folder that everything of this run is written to")
     return arguments
 
