@@ -16,13 +16,15 @@ PACKAGE = ROOT / "gramjax"
 FLOORS = {
     "core": 0,
     "models": 1,
-    "data": 2, "checkpoint": 2, "generation": 2,
-    "training": 3, "objectives": 3, "rewards": 3, "annotators": 3, "selection": 3, "evals": 3, "plots": 3, "serving": 3,
-    "jobs": 4,
-    "cli": 5,
-    "__main__": 6,
+    "data": 2, "checkpoint": 2,
+    "generation": 3,
+    "training": 4, "objectives": 4, "rewards": 4, "annotators": 4, "selection": 4, "evals": 4, "recipes": 4, "plots": 4,
+    "serving": 4,
+    "jobs": 5,
+    "cli": 6,
+    "__main__": 7,
 }
-APART = ("objectives", "rewards", "annotators", "selection", "evals", "jobs")
+APART = ("objectives", "rewards", "annotators", "selection", "evals", "recipes", "jobs")
 """Folders whose files do not import each other: what two of them need sits on a lower floor."""
 
 MOST_LINES = 500

@@ -68,6 +68,12 @@ def logprob_of(scores_BV: jax.Array, token_B: jax.Array) -> jax.Array:
     return picked - jax.nn.logsumexp(scores_BV, axis=-1)
 
 
+def logprobs_of(logits_BV: jax.Array, tokens_BC: jax.Array) -> jax.Array:
+    """log softmax(logits)[tokens], [B, C] float32."""
+    picked = jnp.take_along_axis(logits_BV, tokens_BC, axis=-1, mode="clip")
+    return picked - jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)
+
+
 def scaled(
     logits_BV: jax.Array, knobs: Knobs, seen_BV: jax.Array | None = None, allowed_BV: jax.Array | None = None
 ) -> jax.Array:

@@ -29,6 +29,8 @@ class Request:
     """Tokens that end a completion, beside `sampling.stop_ids` (the tokenizer's end token; `sampling.ignore_eos`)."""
     allowed: tuple[int, ...] = ()
     """The only tokens that may be chosen; empty: all."""
+    candidates: tuple[int, ...] = ()
+    """Tokens whose log-probability is kept at every position (the two verdicts of a judge)."""
     columns: Any = None
     """Carried to the completions untouched."""
 
@@ -46,6 +48,8 @@ class Completion:
     """Of each token under the distribution it was drawn from (greedy: that of temperature 1)."""
     model_logprobs: list[float]
     """Of each token under the model: no temperature, penalty, mask or truncation."""
+    candidate_logprobs: list[list[float]]
+    """Per token, the model's log-probabilities of `request.candidates` where it was drawn."""
     finish_reason: str
     """`stop`, `length` or `abort`."""
     stop: int | str | None = None
@@ -97,7 +101,7 @@ def check(request: Request, vocab_size: int, longest: int) -> None:
     where = f"request {request.id!r}"
     if not len(request.tokens):
         raise DataError(f"{where}: the prompt is empty; a model needs at least one token to go on from")
-    outside = [token for token in (*request.tokens, *request.allowed) if not 0 <= token < vocab_size]
+    outside = [token for token in (*request.tokens, *request.allowed, *request.candidates) if not 0 <= token < vocab_size]
     if outside:
         raise DataError(f"{where}: token {outside[0]} is outside the model's vocabulary of {vocab_size}")
     if len(request.tokens) > longest:

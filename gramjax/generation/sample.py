@@ -44,6 +44,7 @@ class Answer:
     token_ids: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
     model_logprobs: list[float] = dataclasses.field(default_factory=list)
+    candidate_logprobs: list[list[float]] = dataclasses.field(default_factory=list)
     checked: int = 0
     """Tokens known to hold no stop text."""
 
@@ -230,9 +231,14 @@ class _Sampler:
             if allowed is not None and request.allowed:
                 allowed[b] = False
                 allowed[b, np.asarray(request.allowed)] = True
+        beside = None if self.slots.candidates is None else np.zeros(self.slots.candidates.shape, np.int32)
+        if beside is not None:
+            for b, answer, _ in arrivals:
+                beside[b, : len(answer.request.candidates)] = answer.request.candidates
         record = device.Arrivals(
-            fresh=fresh, knobs=Knobs(**knobs), stops=stop_ids, seen=seen, allowed=allowed, **integers, **unsigned
-        )
+            fresh=fresh, knobs=Knobs(**knobs), stops=stop_ids, seen=seen, allowed=allowed, candidates=beside,
+            **integers, **unsigned,
+        )  # fmt: skip
         self.slots = device.insert(self.slots, self.prefix, record, model=self.model)
 
     def fit(self, arrivals: list[tuple[int, Answer, int]]) -> None:
@@ -242,11 +248,12 @@ class _Sampler:
         with_seen = any(r.sampling.repetition_penalty != 1 for r in wanted)
         with_allowed = any(r.allowed for r in wanted)
         smallest = max(self.padded(r) for r in wanted)
+        num_candidates = max(len(r.candidates) for r in wanted)
         if self.slots is None:
             self.capacity = self.wanted_capacity(smallest)
             self.slots = device.empty(
                 self.weights, model=self.model, batch=self.settings.slots, capacity=self.capacity,
-                num_stops=num_stops, with_seen=with_seen, with_allowed=with_allowed,
+                num_stops=num_stops, with_seen=with_seen, with_allowed=with_allowed, num_candidates=num_candidates,
             )  # fmt: skip
             return
         B, V = self.settings.slots, self.model.config.vocab_size
@@ -258,7 +265,17 @@ class _Sampler:
             self.slots = dataclasses.replace(self.slots, seen=jnp.zeros((B, V), bool))
         if with_allowed and self.slots.allowed is None:
             self.slots = dataclasses.replace(self.slots, allowed=jnp.ones((B, V), bool))
+        if num_candidates > (0 if self.slots.candidates is None else self.slots.candidates.shape[1]):
+            self.slots = dataclasses.replace(self.slots, candidates=self.widened(num_candidates))
         self.resize(smallest)
+
+    def widened(self, count: int) -> jax.Array:
+        """The candidates of the slots with room for `count` of them."""
+        assert self.slots is not None
+        old = self.slots.candidates
+        if old is None:
+            return jnp.zeros((self.settings.slots, count), jnp.int32)
+        return jnp.pad(old, ((0, 0), (0, count - old.shape[1])))
 
     # -- the device ---------------------------------------------------------------------------------------------------
 
@@ -301,6 +318,9 @@ class _Sampler:
             answer.token_ids += out.tokens[:emitted, b].tolist()
             answer.logprobs += out.logprobs[:emitted, b].tolist()
             answer.model_logprobs += out.model_logprobs[:emitted, b].tolist()
+            if answer.request.candidates:
+                count = len(answer.request.candidates)
+                answer.candidate_logprobs += out.candidate_logprobs[:emitted, b, :count].tolist()
             if self.ended(answer, bool(out.active[b])):
                 answers[b] = None
                 self.halt[b] = True
@@ -315,8 +335,11 @@ class _Sampler:
             if hit is not None:
                 kept, text, stop = hit
                 self.statistics.rolled_back += len(answer.token_ids) - kept
-                for values in (answer.token_ids, answer.logprobs, answer.model_logprobs):
-                    del values[kept:]  # type: ignore[attr-defined]
+                lists: tuple[list[Any], ...] = (
+                    answer.token_ids, answer.logprobs, answer.model_logprobs, answer.candidate_logprobs
+                )  # fmt: skip
+                for values in lists:
+                    del values[kept:]
                 self.finish(answer, STOP, stop, text)
                 return True
             answer.checked = len(answer.token_ids)
@@ -343,6 +366,7 @@ class _Sampler:
                 answer.token_ids,
                 answer.logprobs,
                 answer.model_logprobs,
+                answer.candidate_logprobs,
                 reason,
                 stop,
                 text or "",

@@ -8,7 +8,7 @@ only place that draws.
 A program exists per shape: the capacity of the cache is one of a few sizes (`bucket`), and so are prompt lengths.
 
 Shape letters: B slots, S capacity, P prompts of one prefill, T their padded length, N steps of a call, V vocabulary,
-M stop tokens.
+M stop tokens, C candidates.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from gramjax.core.sharding import constrainer
-from gramjax.generation.distribution import Knobs, choose
+from gramjax.generation.distribution import Knobs, choose, logprobs_of
 from gramjax.models import heads
 from gramjax.models.model import Model
 
@@ -53,6 +53,8 @@ class Slots:
     """[B, V] tokens in prompt or answer; None while no request has a repetition penalty."""
     allowed: jax.Array | None
     """[B, V]; None while no request restricts its tokens."""
+    candidates: jax.Array | None
+    """[B, C] tokens whose log-probabilities are kept; None while no request asks for them."""
 
 
 @struct.dataclass
@@ -71,6 +73,7 @@ class Arrivals:
     stops: Any
     seen: Any
     allowed: Any
+    candidates: Any
 
 
 @struct.dataclass
@@ -81,6 +84,8 @@ class Drawn:
     """[N, B]; of slot b the first `emitted[b]` count."""
     logprobs: jax.Array
     model_logprobs: jax.Array
+    candidate_logprobs: jax.Array | None
+    """[N, B, C], where the slots have candidates."""
     emitted: jax.Array
     active: jax.Array
     steps: jax.Array
@@ -97,10 +102,12 @@ def token_keys(keys_B2: jax.Array, count_B: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(keys_B2, impl="threefry2x32"), count_B)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "batch", "capacity", "num_stops", "with_seen", "with_allowed"))
+@functools.partial(jax.jit, static_argnames=("model", "batch", "capacity", "num_stops", "with_seen", "with_allowed",
+                                             "num_candidates"))  # fmt: skip
 def empty(
-    weights: Any, *, model: Model, batch: int, capacity: int, num_stops: int, with_seen: bool, with_allowed: bool
-) -> Slots:
+    weights: Any, *, model: Model, batch: int, capacity: int, num_stops: int, with_seen: bool, with_allowed: bool,
+    num_candidates: int = 0,
+) -> Slots:  # fmt: skip
     """Slots with nothing in them."""
     zeros = jnp.zeros((batch,), jnp.int32)
     ones = jnp.ones((batch,), jnp.float32)
@@ -116,6 +123,7 @@ def empty(
         stops=jnp.full((batch, num_stops), -1, jnp.int32),
         seen=vocab(with_seen),
         allowed=vocab(with_allowed),
+        candidates=jnp.zeros((batch, num_candidates), jnp.int32) if num_candidates else None,
     )
 
 
@@ -152,7 +160,7 @@ def insert(slots: Slots, prefix: Any, arrivals: Arrivals, *, model: Model) -> Sl
     keys = jax.vmap(base_key)(arrivals.seed, arrivals.request, arrivals.sample)
     masks = {
         name: None if getattr(slots, name) is None else choose_rows(getattr(slots, name), getattr(arrivals, name))
-        for name in ("seen", "allowed")
+        for name in ("seen", "allowed", "candidates")
     }
     return Slots(
         cache=_pinned(model, jax.tree.map(copied, old, prefix)),
@@ -179,7 +187,9 @@ def decode(
     slots = dataclasses.replace(slots, active=slots.active & ~halt_B)
     before = slots.count
     numbers = jnp.zeros((most, B), jnp.float32)
-    drawn = (jnp.zeros((most, B), jnp.int32), numbers, numbers)
+    asked_BC = slots.candidates
+    kept = None if asked_BC is None else jnp.zeros((most, *asked_BC.shape), jnp.float32)
+    drawn = (jnp.zeros((most, B), jnp.int32), numbers, numbers, kept)
 
     def more(carry: Any) -> jax.Array:
         i, slots, _ = carry
@@ -193,10 +203,11 @@ def decode(
         logits = heads.logits(weights, out.hidden[:, 0])
         keys = lambda: token_keys(slots.keys, slots.count)  # noqa: E731
         choice = choose(logits, slots.knobs, keys, slots.seen, slots.allowed)
-        drawn = tuple(
-            jax.lax.dynamic_update_index_in_dim(into, row, i, 0)
-            for into, row in zip(drawn, (choice.token, choice.logprob, choice.model_logprob))
-        )
+        beside = None if asked_BC is None else logprobs_of(logits, asked_BC)
+        drawn = jax.tree.map(
+            lambda into, row: jax.lax.dynamic_update_index_in_dim(into, row, i, 0),
+            drawn, (choice.token, choice.logprob, choice.model_logprob, beside),
+        )  # fmt: skip
         count = slots.count + active
         stopped = jnp.any(choice.token[:, None] == slots.stops, axis=1)
         seen = slots.seen

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,10 +14,13 @@ from gramjax.core import flags, folder, runtime, spec, writer
 from gramjax.core.errors import DataError, UserError
 from gramjax.data import readers
 from gramjax.data.rows import Tally
+from gramjax.generation import sampler as samplers
 from gramjax.generation import stops
 from gramjax.generation.request import Completion, Request, Sampling, Statistics
 from gramjax.generation.sample import Answer
+from gramjax.generation.sampler import Sampler
 from gramjax.training import sampling as opened
+from gramjax.training import setup
 
 OWN = {"prompt": "answer this text", "input": "answer the rows of this file", "output": "write them here (JSON lines)"}
 OWN_SWITCHES = {"json": "print one JSON object per prompt", "stream": "print the answer while it is made",
@@ -40,7 +43,7 @@ def main(argv: list[str]) -> int:
     runtime.start(distributed=arguments.distributed)
     sampling = configs.section(config.sampling, Sampling, "sampling")
     if arguments.dry_run:
-        network = opened.setup.open_network(config, heads=("tokens",))
+        network = setup.open_network(config, heads=("tokens",))
         print(f"{spec.count(network.model.specs()):,} parameters, prompts and answers of up to "
               f"{config.generation.max_length or network.model.config.max_position_embeddings:,} tokens")  # fmt: skip
         return 0
@@ -93,7 +96,7 @@ def answer_prompt(own: Mapping[str, str], config: Any, sampling: Sampling) -> in
     sampler = opened.open_sampler(config)
     text = own["prompt"]
     row = {"id": "prompt", "prompt": [{"role": "user", "content": text}] if "chat" in own else text}
-    (request,) = opened.requests([row], sampler, sampling, config.seed)
+    (request,) = samplers.requests([row], sampler, sampling, config.seed)
     statistics = Statistics()
     if "stream" in own:
         stream(sampler, request, statistics, sys.stdout)
@@ -106,7 +109,7 @@ def answer_prompt(own: Mapping[str, str], config: Any, sampling: Sampling) -> in
     return 0
 
 
-def stream(sampler: opened.Sampler, request: Request, statistics: Statistics, out: TextIO) -> None:
+def stream(sampler: Sampler, request: Request, statistics: Statistics, out: TextIO) -> None:
     """Print an answer as it grows: only what no later token can take back."""
     shown = ""
 
@@ -147,7 +150,7 @@ def record(completions: Sequence[Completion], row: Mapping[str, Any] | None = No
 
 def asked(row: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of a row, with what was answered under the name `prompt`."""
-    return {**{k: v for k, v in row.items() if k not in ("text", "messages")}, "prompt": opened.prompt_of(row)}
+    return {**{k: v for k, v in row.items() if k not in ("text", "messages")}, "prompt": samplers.prompt_of(row)}
 
 
 # -- rows ---------------------------------------------------------------------------------------------------------------
@@ -155,7 +158,7 @@ def asked(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def answer_rows(own: Mapping[str, str], config: Any, sampling: Sampling) -> int:
     """Answer the rows of `--input` that `--output` does not have yet."""
-    found = readers.read(own["input"], opened.setup.data_section(config), opened.ROW_TYPES)
+    found = readers.read(own["input"], setup.data_section(config), samplers.ROW_TYPES)
     output = Path(own["output"])
     done = resume(output, config, own["input"], [row["id"] for row in found.rows])
     sampler = opened.open_sampler(config)
@@ -163,7 +166,7 @@ def answer_rows(own: Mapping[str, str], config: Any, sampling: Sampling) -> int:
     progress = Progress(len(found.rows), done, statistics, sys.stderr)
     with output.open("a", encoding="utf-8") as file:
         order = InOrder(file, found.rows[done:], sampling.n, progress, dropped)
-        requests = opened.requests(order.rows(), sampler, sampling, config.seed, order.refuse)
+        requests = samplers.requests(order.rows(), sampler, sampling, config.seed, order.refuse)
         for completion in sampler.generate(paced(requests, order), statistics):
             order.take(completion)
         order.write()
