@@ -101,7 +101,8 @@ def check(request: Request, vocab_size: int, longest: int) -> None:
     where = f"request {request.id!r}"
     if not len(request.tokens):
         raise DataError(f"{where}: the prompt is empty; a model needs at least one token to go on from")
-    outside = [token for token in (*request.tokens, *request.allowed, *request.candidates) if not 0 <= token < vocab_size]
+    named = (*request.tokens, *request.allowed, *request.candidates)
+    outside = [token for token in named if not 0 <= token < vocab_size]
     if outside:
         raise DataError(f"{where}: token {outside[0]} is outside the model's vocabulary of {vocab_size}")
     if len(request.tokens) > longest:
