@@ -77,15 +77,19 @@ def logprobs_of(logits_BV: jax.Array, tokens_BC: jax.Array) -> jax.Array:
 def scaled(
     logits_BV: jax.Array, knobs: Knobs, seen_BV: jax.Array | None = None, allowed_BV: jax.Array | None = None
 ) -> jax.Array:
-    """Logits after the allowed tokens, the repetition penalty and the temperature (greedy rows: 1)."""
+    """Logits after the allowed tokens, the repetition penalty and the temperature (greedy rows: 1).
+
+    Rows that draw are shifted to a highest score of 0 first, so that low temperatures lose no precision.
+    """
     scores = logits_BV.astype(jnp.float32)
     if allowed_BV is not None:
         scores = jnp.where(allowed_BV, scores, REMOVED)
     if seen_BV is not None:
         penalty = knobs.repetition_penalty[:, None]
         scores = jnp.where(seen_BV, jnp.where(scores > 0, scores / penalty, scores * penalty), scores)
-    temperature = jnp.where(knobs.temperature > 0, knobs.temperature, 1.0)
-    return scores / temperature[:, None]
+    drawn = knobs.temperature > 0
+    shift = jnp.where(drawn, jnp.max(scores, axis=-1), 0.0)
+    return (scores - shift[:, None]) / jnp.where(drawn, knobs.temperature, 1.0)[:, None]
 
 
 def truncated(scores_BV: jax.Array, knobs: Knobs) -> jax.Array:
@@ -106,8 +110,8 @@ def truncated(scores_BV: jax.Array, knobs: Knobs) -> jax.Array:
 
 
 def sortable(x: jax.Array) -> jax.Array:
-    """float32 as uint32 in the same order."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    """float32 as uint32 in the same order; both zeros are one number."""
+    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.uint32)
     negative = bits >> 31 == 1
     return jnp.where(negative, ~bits, bits | jnp.uint32(1 << 31))
 

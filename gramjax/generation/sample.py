@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gramjax.core import checks
 from gramjax.core.config import GenerationSection
 from gramjax.core.errors import UserError
 from gramjax.generation import request as requests_of
@@ -27,7 +28,7 @@ from gramjax.generation.distribution import Knobs
 from gramjax.generation.request import ABORT, LENGTH, STOP, Completion, Request, Sampling, Statistics
 from gramjax.models.model import Model
 
-__all__ = ["Answer", "Completion", "Request", "Sampling", "Statistics", "generate"]
+__all__ = ["Answer", "Completion", "Request", "Sampling", "Statistics", "generate", "rounds"]
 
 SMALLEST_CAPACITY = 64
 END = object()
@@ -54,7 +55,7 @@ class Answer:
 
 
 Watch = Callable[[Answer], bool | None]
-"""Called for every answer that grew, after each call of the device; False ends the answer (`abort`)."""
+"""Called for every unfinished answer after each call of the device; False ends the answer (`abort`)."""
 
 
 def generate(
@@ -72,13 +73,32 @@ def generate(
     means that none is waiting just now. `decode` (ids to text) is needed for stop texts and for `Completion.text`.
     Raises DataError or UserError for a request that cannot be answered.
     """
+    for finished in rounds(model, weights, requests, settings, decode, statistics, watch):
+        yield from finished
+
+
+def rounds(
+    model: Model,
+    weights: Any,
+    requests: Iterable[Request | None],
+    settings: GenerationSection = GenerationSection(),
+    decode: stops.Decode | None = None,
+    statistics: Statistics | None = None,
+    watch: Watch | None = None,
+) -> Iterator[list[Completion]]:
+    """`generate` call by call: what finished in each call of the device, or nothing.
+
+    For a caller whose requests wait for something other than a completion.
+    """
+    if problems := checks.problems({"generation": dataclasses.asdict(settings)}):
+        raise UserError(problems[0])
     statistics = Statistics() if statistics is None else statistics
     sampler = _Sampler(model, weights, iter(requests), settings, decode, statistics, watch)
     while True:
         began = time.perf_counter()
         finished = sampler.advance()
         statistics.seconds += time.perf_counter() - began
-        yield from finished
+        yield finished
         if sampler.done:
             return
 
@@ -131,12 +151,14 @@ class _Sampler:
         """The next request that needs a slot, or None when there is none now."""
         if self.returned:
             return self.returned.popleft()
-        while not self.dry:
+        while not self.dry and len(self.finished) < self.settings.slots:
             found = next(self.requests, END)
             if found is END:
                 self.dry = True
-            if not isinstance(found, Request):
+            if found is END or found is None:
                 return None
+            if not isinstance(found, Request):
+                raise TypeError(f"the sampler takes requests, not {type(found).__name__}")
             requests_of.check(found, self.model.config.vocab_size, self.longest)
             if found.sampling.stop and self.decode is None:
                 raise UserError("sampling.stop needs a `decode` function: stop texts are looked for in text")

@@ -10,7 +10,7 @@ from gramjax.core.errors import DataError
 from gramjax.data.rows import LANGUAGE_MODELING, PROMPT_ONLY, Drop
 from gramjax.data.text import Renderer
 from gramjax.generation.request import Completion, Request, Sampling, Statistics
-from gramjax.generation.sample import Watch, generate
+from gramjax.generation.sample import Watch, generate, rounds
 from gramjax.models.model import Model
 
 T = TypeVar("T")
@@ -59,27 +59,30 @@ class Sampler:
 
         def ask() -> Iterator[Request | None]:
             for item in items:
-                while len(waiting) >= window and waiting[0].missing:
-                    yield None
                 made = list(requests_of(item))
                 asked = _Asked(item, [[] for _ in made], sum(request.sampling.n for request in made))
                 waiting.append(asked)
-                owner.update({id(request): (asked, place) for place, request in enumerate(made)})
-                yield from made
+                for place, request in enumerate(made):
+                    if id(request) in owner:  # the same object again: its completions must be told apart
+                        request = dataclasses.replace(request)
+                    owner[id(request)] = asked, place
+                    yield request
+                while len(waiting) >= window:  # until `ready` has emptied it a little
+                    yield None
 
         def ready() -> Iterator[tuple[T, list[list[Completion]]]]:
             while waiting and not waiting[0].missing:
                 asked = waiting.popleft()
                 yield asked.item, [sorted(found, key=lambda c: c.sample) for found in asked.completions]
 
-        for completion in self.generate(ask(), statistics):
-            asked, place = owner[id(completion.request)]
-            asked.completions[place].append(completion)
-            asked.missing -= 1
-            if len(asked.completions[place]) == completion.request.sampling.n:
-                del owner[id(completion.request)]
+        for finished in rounds(self.model, self.weights, ask(), self.settings, self.decode, statistics):
+            for completion in finished:
+                asked, place = owner[id(completion.request)]
+                asked.completions[place].append(completion)
+                asked.missing -= 1
+                if len(asked.completions[place]) == completion.request.sampling.n:
+                    del owner[id(completion.request)]
             yield from ready()
-        yield from ready()
 
 
 @dataclasses.dataclass(eq=False)

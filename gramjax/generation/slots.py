@@ -224,7 +224,9 @@ def decode(
         return i + 1, new, drawn
 
     i, slots, drawn = jax.lax.while_loop(more, step, (jnp.zeros((), jnp.int32), slots, drawn))
-    return slots, Drawn(*drawn, slots.count - before, slots.active, i)
+    whole = constrainer(model.mesh)  # every process reads all that was drawn
+    out = Drawn(*drawn, slots.count - before, slots.active, i)
+    return slots, jax.tree.map(lambda x: whole(x, *(None,) * x.ndim), out)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "capacity"))
