@@ -33,6 +33,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "sampling.min_p": (0, 1),
     "sampling.repetition_penalty": (ABOVE_0, INF),
     "sampling.n": (1, 2**31 - 1),
+    "sampling.num_beams": (1, 1024),
+    "sampling.length_penalty": (-10, 10),
     "generation.slots": (1, INF),
     "generation.steps_per_call": (1, INF),
     "generation.refill_share": (0, 1),
@@ -66,9 +68,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.on_bad_row": ("raise", "skip"),
     "data.renderings": ("draw", "all", "first"),
     "optim.schedule": ("cosine", "linear", "constant"),
+    "sampling.early_stopping": ("False", "True", "never"),
     "train.remat": ("none", "full", "projections"),
     "ensemble.combination": ("mean", "worst", "uncertainty"),
 }
+
+PLUGINS = {"objective": "objectives", "annotator": "annotators", "selection": "selection/rows", "recipe": "recipes"}
+"""Sections whose `name` is a plug-in, and the folder that it stands in."""
 
 NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
@@ -112,10 +118,11 @@ def settings(config: Mapping[str, Any]) -> dict[str, Setting]:
             out.update(settings_of(record, f"{name}."))
     if "arch" in config.get("model", {}):
         out.update(settings_of(plugins.load("models", config["model"]["kind"]).Config, "model.arch."))
-    if "objective" in config:
-        name = config["objective"].get("name", "")
-        out.update(settings_of(plugins.load("objectives", name).Config, "objective."))
-        out["objective.name"] = Setting(str, name)
+    for section, kind in PLUGINS.items():
+        if section in config:
+            name = config[section].get("name", "")
+            out.update(settings_of(plugins.load(kind, name).Config, f"{section}."))
+            out[f"{section}.name"] = Setting(str, name)
     for name in config.get("evals", {}):
         out.update(settings_of(plugins.load("evals", name).Config, f"evals.{name}."))
     return out
@@ -239,6 +246,29 @@ def contradictions(good: Mapping[str, Any]) -> list[str]:
         out.append(f"config.mesh is {sizes}; each size must be positive, and one at most -1")
     if "data.verdicts" in good and len(set(good["data.verdicts"])) < 2:
         out.append(f"config.data.verdicts are {good['data.verdicts']}; the two must differ")
+    return out + contradictions_of_beams(good)
+
+
+def contradictions_of_beams(good: Mapping[str, Any]) -> list[str]:
+    """Settings of drawing beside a beam search, or the other way round: they would be ignored."""
+    defaults = {f"{name}.{f.name}": f.default for name in ("sampling", "generation")
+                for f in dataclasses.fields(SECTIONS[name])}  # fmt: skip
+    plain = {path: tuple(value) if isinstance(value, list) else value for path, value in good.items()}
+    changed = {path for path in plain if path in defaults and plain[path] != defaults[path]}
+    beams = good.get("sampling.num_beams", 1)
+    if beams <= 1:
+        return [f"config.{path} is {good[path]!r}, which is for a beam search: raise config.sampling.num_beams above 1"
+                for path in ("sampling.length_penalty", "sampling.early_stopping") if path in changed]  # fmt: skip
+    out, search = [], f"a beam search (config.sampling.num_beams={beams})"
+    if good.get("sampling.temperature", 0) > 0:
+        out.append(f"{search} draws nothing: give --config.sampling.temperature=0, not {good['sampling.temperature']}")
+    if good.get("sampling.n", 1) > beams:
+        out.append(f"{search} has no {good['sampling.n']} best hypotheses (config.sampling.n)")
+    for path in ("sampling.top_k", "sampling.top_p", "sampling.min_p", "sampling.repetition_penalty", "sampling.stop",
+                 "generation.refill_share", "generation.prefill_rows"):  # fmt: skip
+        if path in changed:
+            hint = "; config.sampling.stop_ids end a hypothesis" if path == "sampling.stop" else ""
+            out.append(f"{search} knows no config.{path}{hint}")
     return out
 
 

@@ -201,6 +201,13 @@ class SamplingSection:
     """Tokens that end an answer, beside the tokenizer's end token."""
     ignore_eos: bool = False
     """Go on after the tokenizer's end token."""
+    num_beams: int = 1
+    """Hypotheses kept by a beam search, which draws nothing (temperature 0) and gives the `n` best; 1: no beam search."""
+    length_penalty: float = 1.0
+    """A hypothesis scores its summed log-probability over its length to this power; above 0 favours long ones."""
+    early_stopping: str = "False"
+    """A beam search ends when as many hypotheses as beams are finished and (`False`) the best beam would not be among
+    them as long as it is now, (`never`) nor at any length; `True`: at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +215,7 @@ class GenerationSection:
     """How the sampler uses the device; none of this changes what is drawn."""
 
     slots: int = 8
-    """Answers that are made at once."""
+    """Answers (or beams) that are made at once."""
     steps_per_call: int = 32
     """Tokens per slot between two looks of the host (stop texts, refill, streaming)."""
     refill_share: float = 0.25
@@ -264,6 +271,32 @@ def defaults(objective: str = "cross_entropy", evals: tuple[str, ...] = (), mode
     config.objective.name = objective
     config.phases = ConfigDict()
     config.evals = ConfigDict({name: as_config(plugins.load("evals", name).Config()) for name in evals})
+    return config
+
+
+def with_plugin(config: ConfigDict, name: str, kind: str, plugin: str) -> ConfigDict:
+    """The config with a section `name` that holds the settings of a plug-in of this kind, and its name."""
+    config[name] = as_config(plugins.load(kind, plugin).Config())
+    config[name].name = plugin
+    return config
+
+
+def for_recipe(recipe: str, evals: tuple[str, ...] = ()) -> ConfigDict:
+    """The config of `gramjax run`: the settings that its steps share, those of the recipe, and phases to fill."""
+    config = for_rows("run", (*TRAINING, "generation"))
+    config.evals = ConfigDict({name: as_config(plugins.load("evals", name).Config()) for name in evals})
+    config.phases = ConfigDict()
+    return with_plugin(config, "recipe", "recipes", recipe)
+
+
+def for_rows(job: str, sections: tuple[str, ...]) -> ConfigDict:
+    """The config of a job that reads rows and writes rows: the named sections with their defaults."""
+    config = ConfigDict(GENERAL)
+    config.job = job
+    for name in sections:
+        config[name] = as_config(SECTIONS[name]())
+    if "model" in sections:
+        config.model.arch = as_config(plugins.load("models", config.model.kind).Config())
     return config
 
 

@@ -45,6 +45,8 @@ DEAD = -jnp.inf
 EARLY_STOPPING = ("False", "True", "never")
 """Their places are the numbers in `Terms.early_stopping`."""
 
+UNWATCHED = "a beam search has no answer in the making that could be watched"
+
 
 @struct.dataclass
 class Terms:
@@ -444,7 +446,7 @@ class BeamSampler(Sampler):
     ) -> Iterator[Completion]:
         """The hypotheses of all requests, in their order. There is no answer in the making to watch."""
         if watch is not None:
-            raise UserError("a beam search has no answer in the making that could be watched")
+            raise UserError(UNWATCHED)
         for _, found in search(self.model, self.weights, requests, self.settings, self.decode, statistics):
             yield from found
 
@@ -454,8 +456,11 @@ class BeamSampler(Sampler):
         requests_of: Callable[[Item], Sequence[Request]],
         statistics: Statistics | None = None,
         window: int = WINDOW,
+        watch: Watch | None = None,
     ) -> Iterator[tuple[Item, list[list[Completion]]]]:
         """Every item with the hypotheses of each of its requests, in the order of the items."""
+        if watch is not None:
+            raise UserError(UNWATCHED)
         waiting: collections.deque[tuple[Item, int, list[list[Completion]]]] = collections.deque()
 
         def ask() -> Iterator[Request | None]:

@@ -160,6 +160,8 @@ class _Sampler:
             if not isinstance(found, Request):
                 raise TypeError(f"the sampler takes requests, not {type(found).__name__}")
             requests_of.check(found, self.model.config.vocab_size, self.longest)
+            if found.sampling.num_beams > 1:
+                raise UserError(f"request {found.id!r} asks for beams (sampling.num_beams): use generation.beam")
             if found.sampling.stop and self.decode is None:
                 raise UserError("sampling.stop needs a `decode` function: stop texts are looked for in text")
             if self.limit(found):

@@ -48,11 +48,12 @@ class Sampler:
         requests_of: Callable[[T], Sequence[Request]],
         statistics: Statistics | None = None,
         window: int = WINDOW,
+        watch: Watch | None = None,
     ) -> Iterator[tuple[T, list[list[Completion]]]]:
         """Every item with the completions of each of its requests (by sample), in the order of the items.
 
         An item may have no request. Items are taken when slots are free, at most `window` before the oldest that is not
-        finished, so that memory does not grow with their number.
+        finished, so that memory does not grow with their number. `watch` is called for every unfinished answer.
         """
         waiting: collections.deque[_Asked[T]] = collections.deque()
         owner: dict[int, tuple[_Asked[T], int]] = {}
@@ -75,7 +76,7 @@ class Sampler:
                 asked = waiting.popleft()
                 yield asked.item, [sorted(found, key=lambda c: c.sample) for found in asked.completions]
 
-        for finished in rounds(self.model, self.weights, ask(), self.settings, self.decode, statistics):
+        for finished in rounds(self.model, self.weights, ask(), self.settings, self.decode, statistics, watch):
             for completion in finished:
                 asked, place = owner[id(completion.request)]
                 asked.completions[place].append(completion)
