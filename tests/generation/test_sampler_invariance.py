@@ -15,8 +15,15 @@ from gramjax.generation.request import Request, Sampling, Statistics
 
 
 @pytest.fixture(scope="module")
-def base():
-    return answers(mixed_requests())
+def run():
+    """The answers, and what was counted on the way."""
+    statistics = Statistics()
+    return answers(mixed_requests(), statistics=statistics), statistics
+
+
+@pytest.fixture(scope="module")
+def base(run):
+    return run[0]
 
 
 def assert_same(found, want):
@@ -103,12 +110,13 @@ CHOICES = {
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_how_the_device_is_used_changes_nothing(base, name):
+def test_how_the_device_is_used_changes_nothing(run, name):
     statistics = Statistics()
     settings = dataclasses.replace(SETTINGS, **CHOICES[name])
-    assert_same(answers(mixed_requests(), settings=settings, statistics=statistics), base)
+    assert_same(answers(mixed_requests(), settings=settings, statistics=statistics), run[0])
+    assert statistics.tokens == run[1].tokens and statistics.prompt_tokens == run[1].prompt_tokens
     if "at a time" in name:
-        assert statistics.prefills < len(mixed_requests())
+        assert statistics.prefills < run[1].prefills
 
 
 def test_a_batch_equals_one_at_a_time(base):
