@@ -2,6 +2,7 @@
 
 `gramjax report RUN [RUN_B] [--output=FILE]` writes RUN/report.html and the figures, with the numbers behind each, to
 RUN/plots/. With RUN_B the report compares the two: paired difference of accuracy, losses over each other, settings.
+The folder of a recipe (it holds rounds.json) gets its rounds: labels, filters, votes, rationales; two, one comparison.
 """
 
 from gramjax.core import flags
@@ -11,8 +12,8 @@ from gramjax.plots import report
 def main(argv: list[str]) -> int:
     """Write the report and print where it is."""
     parser = flags.Parser("gramjax report", description=__doc__)
-    parser.add_argument("run", help="run folder of a training or an evaluation")
-    parser.add_argument("other", nargs="?", help="a second run folder to compare with")
+    parser.add_argument("run", help="folder of a training, an evaluation or a recipe")
+    parser.add_argument("other", nargs="?", help="a second folder of the same kind to compare with")
     parser.add_argument("--output", help="write the page here instead of RUN/report.html")
     arguments = parser.parse_args(argv)
     print(f"report  {report.write_report(arguments.run, arguments.other, arguments.output)}")

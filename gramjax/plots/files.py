@@ -8,6 +8,9 @@ from typing import Any
 from gramjax.core.errors import DataError, UserError
 from gramjax.core.writer import read_metrics
 
+ROUNDS = "rounds.json"
+"""What a self-training recipe writes after every step."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
@@ -26,6 +29,8 @@ class RunFiles:
     """Judged rows by name of the eval."""
     phases: dict[str, "RunFiles"]
     """Earlier phases of the run: folders inside it that are runs themselves."""
+    rounds: dict[str, Any] | None
+    """Contents of a recipe's `rounds.json`; None where the folder is not a recipe's."""
     done: bool
 
     @property
@@ -61,14 +66,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_run(folder: str | Path) -> RunFiles:
-    """Read a run folder (of a training or an evaluation). Raises UserError when it is neither."""
+    """Read the folder of a training, an evaluation or a recipe. Raises UserError when it is none of them."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the --workdir of a run")
-    if not any((folder / name).exists() for name in ("config.json", "metrics.jsonl", "eval")):
-        raise UserError(f"{folder} holds no run: it has neither config.json, metrics.jsonl nor eval/")
+    if not any((folder / name).exists() for name in ("config.json", "metrics.jsonl", "eval", ROUNDS)):
+        raise UserError(f"{folder} holds no run: it has neither config.json, metrics.jsonl, eval/ nor {ROUNDS}")
     metrics = folder / "metrics.jsonl"
     evals = {path.stem: read_json(path) for path in sorted((folder / "eval").glob("*.json"))}
+    rounds = read_json(folder / ROUNDS) if (folder / ROUNDS).is_file() else None
     phases = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
     return RunFiles(
         folder=folder,
@@ -80,7 +86,8 @@ def read_run(folder: str | Path) -> RunFiles:
         evals=evals,
         rows={name: read_rows(folder / "eval" / f"{name}.rows.jsonl") for name in evals},
         phases={path.name: read_run(path) for path in phases},
-        done=(folder / "DONE").exists(),
+        rounds=rounds,
+        done=(folder / "DONE").exists() or bool((rounds or {}).get("finished")),
     )
 
 

@@ -4,58 +4,19 @@ It is made from the files of the run folder alone, so it can be made again at an
 going. Everything that came out of a file is escaped.
 """
 
-import base64
-import html
 import math
 import shlex
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gramjax.core import statistics
 from gramjax.core.errors import UserError
-from gramjax.plots import files, preference, training
+from gramjax.plots import files, preference, rounds, rounds_page, training
 from gramjax.plots.files import RunFiles
+from gramjax.plots.page import STYLE, card, e, link, percent, picture, table
 from gramjax.plots.style import Drawn
-
-STYLE = """
-:root { --ink: #1f2430; --muted: #6b7280; --line: #e5e7eb; --soft: #f6f7f9; --blue: #0072b2; --red: #d55e00; }
-* { box-sizing: border-box; }
-body { margin: 0; color: var(--ink); background: #fff; font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto,
-  "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 80px; }
-h1 { font-size: 28px; line-height: 1.2; margin: 0 0 4px; letter-spacing: -0.01em; overflow-wrap: anywhere; }
-h2 { font-size: 19px; margin: 44px 0 14px; padding-bottom: 6px; border-bottom: 1px solid var(--line); }
-h3 { font-size: 15px; margin: 22px 0 4px; } figure h3 { margin-top: 0; }
-p { margin: 6px 0; max-width: 78ch; } .muted { color: var(--muted); } small { color: var(--muted); }
-code, pre { font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
-pre { background: var(--soft); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px; overflow-x: auto;
-  white-space: pre-wrap; overflow-wrap: anywhere; }
-.badge { display: inline-block; font-size: 12px; font-weight: 600; border-radius: 99px; padding: 1px 10px;
-  background: #e6f4ee; color: #00664b; vertical-align: 5px; margin-left: 8px; }
-.badge.open { background: #fdf1e3; color: #9a4500; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; margin: 22px 0 8px; }
-.card { border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
-.card b { display: block; font-size: 26px; line-height: 1.25; font-weight: 650; font-variant-numeric: tabular-nums; }
-.card span { font-size: 13px; color: var(--muted); display: block; }
-.card span.name { color: var(--ink); font-weight: 600; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 28px 32px;
-  align-items: start; }
-figure { margin: 0; } figure.wide { grid-column: 1 / -1; } figure img { width: 100%; height: auto; display: block; }
-figcaption { font-size: 13.5px; color: var(--muted); margin-top: 4px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 14px; margin: 8px 0; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 5px 18px 5px 0; border-bottom: 1px solid var(--line); vertical-align: top;
-  overflow-wrap: anywhere; }
-th { font-weight: 600; font-size: 13px; color: var(--muted); white-space: nowrap; } .n { text-align: right; }
-a { color: var(--blue); }
-@media (max-width: 560px) { .figures { grid-template-columns: 1fr; } main { padding: 24px 16px 60px; } }
-@media print { main { padding: 0; } figure, .card { break-inside: avoid; } }
-"""
-
-WIDE = ("training", "overlay")
-"""Figures that take the whole width (names that start so)."""
 
 
 def write_report(run_folder: str | Path, other: str | Path | None = None, output: str | Path | None = None) -> Path:
@@ -66,6 +27,9 @@ def write_report(run_folder: str | Path, other: str | Path | None = None, output
     """
     run = files.read_run(run_folder)
     second = None if other is None else files.read_run(other)
+    if second is not None and (run.rounds is None) != (second.rounds is None):
+        recipe, single = (run, second) if second.rounds is None else (second, run)
+        raise UserError(f"{recipe.folder} holds a recipe and {single.folder} a single run; compare two of one kind")
     missing = ""
     drawn: list[Drawn] = []
     try:
@@ -87,6 +51,10 @@ def draw(run: RunFiles, second: RunFiles | None = None, folder: Path | None = No
     drawn: list[Drawn | None] = []
     if second is not None:
         drawn.append(training.overlay(run.entries, second.entries, folder, two_names(run, second)))
+        if run.rounds is not None and second.rounds is not None:
+            drawn.append(rounds.overlay(run.rounds, second.rounds, folder, two_names(run, second)))
+    if run.rounds is not None:
+        drawn += rounds.draw_all(run.rounds, folder)
     for name, rows in run.rows.items():
         if rows and "probability" in rows[0]:
             target = folder if name == "preference" else folder / name
@@ -114,70 +82,16 @@ def two_names(run: RunFiles, second: RunFiles) -> tuple[str, str]:
 # --- HTML
 
 
-def e(value: Any) -> str:
-    """A value as escaped text; numbers with four digits, None as a dash."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return html.escape(str(value))
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """An HTML table; columns whose values are all numbers stand right."""
-    rows = [list(row) for row in rows]
-    if not rows:
-        return ""
-    right = [all(isinstance(row[i], int | float | None.__class__) for row in rows) for i in range(len(head))]
-    classes = ['class="n"' if r else "" for r in right]
-    top = "".join(f"<th {c}>{e(name)}</th>" for name, c in zip(head, classes))
-    body = "".join("<tr>" + "".join(f"<td {c}>{e(v)}</td>" for v, c in zip(row, classes)) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def percent(value: Any) -> str:
-    """A share as text."""
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def card(name: str, value: str, note: str = "") -> str:
-    """One headline number."""
-    return f'<div class="card"><span class="name">{e(name)}</span><b>{e(value)}</b><span>{e(note)}</span></div>'
-
-
-def picture(drawn: Drawn, beside: Path) -> str:
-    """A figure with its picture inside the page, and a link to the numbers behind it."""
-    data = base64.b64encode(drawn.picture.read_bytes()).decode()
-    wide = ' class="wide"' if drawn.name.startswith(WIDE) else ""
-    source = link(drawn.numbers, beside, "numbers")
-    return (
-        f'<figure{wide}><h3>{e(drawn.title)}</h3><img alt="{e(drawn.title)}: {e(drawn.caption)}" '
-        f'src="data:image/png;base64,{data}"><figcaption>{e(drawn.caption)} {source}</figcaption></figure>'
-    )
-
-
-def link(target: Path, beside: Path, text: str = "") -> str:
-    """A link from the page to a file, relative where both are in one tree."""
-    try:
-        address = target.resolve().relative_to(beside.resolve()).as_posix()
-    except ValueError:
-        address = target.resolve().as_uri()
-    return f'<a href="{html.escape(address, quote=True)}">{e(text or address)}</a>'
-
-
 def render(run: RunFiles, drawn: Sequence[Drawn], second: RunFiles | None, missing: str, beside: Path) -> str:
     """The whole page."""
     title = files.config_name(run) or run.name
     state = '<span class="badge">done</span>' if run.done else '<span class="badge open">not finished</span>'
-    if not run.entries:
+    if not run.entries and run.rounds is None:
         state = ""
     parts = [
         f"<h1>{e(title)}{state}</h1>",
         f'<p class="muted">{e(str(run.folder))} · report of {time.strftime("%Y-%m-%d %H:%M")}</p>',
+        "" if run.rounds is None else rounds_page.headline(run.rounds),
         "".join(headline(results) for results in run.evals.values()),
         what_ran(run),
         comparison(run, second) if second is not None else "",
@@ -187,6 +101,8 @@ def render(run: RunFiles, drawn: Sequence[Drawn], second: RunFiles | None, missi
     if drawn:
         pictures = "".join(picture(figure, beside) for figure in drawn)
         parts.append(f'<h2>Figures</h2><div class="figures">{pictures}</div>')
+    if run.rounds is not None:
+        parts.append(rounds_page.sections(run.rounds))
     parts += [training_table(run), evaluation(run), data(run), environment(run), where(run, beside)]
     body = "\n".join(part for part in parts if part)
     return (
@@ -245,6 +161,10 @@ def what_ran(run: RunFiles) -> str:
         ("training rows", "data.train"),
         ("held-out rows", "data.valid"),
         ("judged rows", "data.path"),
+        ("recipe", "recipe.name"),
+        ("rows with rationales", "recipe.rationales"),
+        ("labelled rows", "recipe.labelled"),
+        ("unlabelled rows", "recipe.unlabelled"),
         ("seed", "seed"),
     ):
         value = flat.get(setting)
@@ -252,7 +172,7 @@ def what_ran(run: RunFiles) -> str:
             facts.append((name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)))
     facts += [(f"config.{k}", f"{v} (command line)") for k, v in files.flat(run.overrides).items()]
     shown = f"<pre>{e(shlex.join(command))}</pre>" if command else ""
-    return f"<h2>What ran</h2>{shown}{table(('setting', 'value'), facts)}"
+    return f"<h2>What ran</h2>{shown}{table(('setting', 'value'), facts)}" if shown or facts else ""
 
 
 def training_table(run: RunFiles) -> str:
@@ -351,7 +271,10 @@ def environment(run: RunFiles) -> str:
 
 def where(run: RunFiles, beside: Path) -> str:
     """Links to what the run left."""
-    names = ("config.json", "overrides.json", "env.json", "data.json", "metrics.jsonl", "eval", "plots", "checkpoints")
+    names = (
+        "config.json", "overrides.json", "env.json", "data.json", "metrics.jsonl", files.ROUNDS, "steps", "eval",
+        "plots", "checkpoints",
+    )  # fmt: skip
     found = [run.folder / name for name in names if (run.folder / name).exists()]
     found += sorted((run.folder / "eval").glob("*.json*"))
     return "<h2>Files</h2><p>" + " · ".join(link(path, beside) for path in found) + "</p>" if found else ""
@@ -376,6 +299,8 @@ def comparison(run: RunFiles, second: RunFiles) -> str:
         keys = [k for k in keys if not k.endswith(("_low", "_high")) and k not in ("step", "accuracy_micro")]
         rows = [(k, float(one[k]), float(two[k]), float(one[k]) - float(two[k])) for k in keys]
         out.append(table(("metric", *names, "difference"), rows))
+    if run.rounds is not None and second.rounds is not None:
+        out.append(rounds_page.comparison(run.rounds, second.rounds, names))
     before, after = files.flat(run.config), files.flat(second.config)
     changed = [(k, before.get(k), after.get(k)) for k in {**before, **after} if before.get(k) != after.get(k)]
     shown = [(f"config.{k}", str(a), str(b)) for k, a, b in changed]
