@@ -89,7 +89,7 @@ def _cell(row: Record) -> tuple[int, int] | None:
 
 
 def matrices(records: Sequence[Record]) -> tuple[dict[tuple[str, str], np.ndarray], int]:
-    """Per prompt, (domain, group), which cells are right: bool [3, 3]; and how many prompts lack a cell or repeat one."""
+    """Per prompt, (domain, group), which cells are right: bool [3, 3]; and how many prompts lack or repeat one."""
     prompts: dict[tuple[str, str], list[Record]] = collections.defaultdict(list)
     for record in records:
         prompts[str(record["domain"]), str(record["group"])].append(record)

@@ -6,6 +6,7 @@ Section 2.6 of GRAM-R2 (arXiv 2509.02492) votes over k draws; equation (5) score
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -156,6 +157,39 @@ def majority_accuracy(p: float, draws: int) -> float:
     terms = [math.comb(draws, right) * p**right * (1 - p) ** (draws - right) for right in range(draws + 1)]
     half = terms[draws // 2] / 2 if draws % 2 == 0 else 0.0
     return math.fsum(terms[draws // 2 + 1 :]) + half
+
+
+@functools.lru_cache(maxsize=4096)
+def subset_accuracy(counts: tuple[tuple[int, int, int], ...], votes: int) -> float:
+    """Probability that the majority of `votes` of the draws made about one pair is right, by the draws that were made.
+
+    `counts` holds (right, wrong, unreadable) of each order of presentation: as many are taken of both as there can be,
+    an odd one of either. One entry: of all draws alike. Ties count 1/2, no vote at all 0; exact, over all subsets.
+    """
+    sizes = [sum(group) for group in counts]
+    if not 1 <= votes <= sum(sizes) or len(sizes) > 2:
+        raise ValueError(f"{votes} votes of {sizes} draws; one or two orders and at least one vote are needed")
+    if len(sizes) == 1:
+        return _subset_accuracy(counts, (votes,))
+    firsts = range(max(0, votes - sizes[1]), min(votes, sizes[0]) + 1)
+    nearest = min(abs(2 * first - votes) for first in firsts)
+    splits = [(first, votes - first) for first in firsts if abs(2 * first - votes) == nearest]
+    return math.fsum(_subset_accuracy(counts, split) for split in splits) / len(splits)
+
+
+def _subset_accuracy(counts: Sequence[tuple[int, int, int]], split: Sequence[int]) -> float:
+    """`subset_accuracy` with the number of draws to take of each order."""
+    reach: dict[tuple[int, int], float] = {(0, 0): 1.0}
+    for (right, wrong, rest), take in zip(counts, split, strict=True):
+        total = math.comb(right + wrong + rest, take)
+        grown: dict[tuple[int, int], float] = {}
+        for a in range(min(right, take) + 1):
+            for b in range(min(wrong, take - a) + 1):
+                ways = math.comb(right, a) * math.comb(wrong, b) * math.comb(rest, take - a - b) / total
+                for (x, y), weight in reach.items() if ways else ():
+                    grown[x + a, y + b] = grown.get((x + a, y + b), 0.0) + weight * ways
+        reach = grown
+    return math.fsum(p if x > y else p / 2 if x == y > 0 else 0.0 for (x, y), p in reach.items())
 
 
 def proof_score(conditional: Any, unconditional: Any, mask: Any = None) -> np.ndarray:

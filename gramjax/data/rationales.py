@@ -118,6 +118,14 @@ def parse(reply: str) -> Judgement:
     return Judgement(letter if letter in SIDES and letter else None, *_sections(reply))
 
 
+def verdict_place(reply: str) -> int | None:
+    """Where the letter that `parse` takes as the verdict stands in the reply; None without a verdict."""
+    blocks = list(_ANSWERS.finditer(reply))
+    if not blocks or parse(reply).verdict is None:
+        return None
+    return blocks[-1].start(1) + len(blocks[-1][1]) - len(blocks[-1][1].lstrip())
+
+
 def _sections(reply: str) -> tuple[bool, str, str, str]:
     blocks = _THINKS.findall(reply)
     body = blocks[0] if len(blocks) == 1 else ""

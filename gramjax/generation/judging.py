@@ -5,6 +5,7 @@ The judge of GRAM-R2 (arXiv 2509.02492, sections 2.4 and 2.6 of the specificatio
 answer is written, taken from the draw itself, so that a judgement costs one pass.
 """
 
+import bisect
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from gramjax.core.config import SamplingSection
 from gramjax.core.errors import UserError
 from gramjax.data import judge_prompts, rationales
 from gramjax.data.rows import Drop
-from gramjax.generation.request import Completion, Request, Statistics
+from gramjax.generation.request import Completion, Request, Statistics, wrong
 from gramjax.generation.sampler import Sampler
 
 Row = Mapping[str, Any]
@@ -35,12 +36,14 @@ class Judging:
     instruction: str = ""
     """The judge's instruction; empty: the package's own wording."""
     overlong: str = "shorten_responses"
-    """Pairs longer than config.data.max_length: `shorten_responses` (both by the same share) or `drop`."""
+    """Pairs longer than `room`: `shorten_responses` (both by the same share) or `drop`."""
 
     def __post_init__(self) -> None:
         for name, known in (("order", voting.ORDERS), ("overlong", ("shorten_responses", "drop"))):
             if getattr(self, name) not in known:
                 raise UserError(f"judging.{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}")
+        if problems := wrong(self.sampling):
+            raise UserError(f"judging: {problems[0]}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,10 @@ class Draw:
         return {**dataclasses.asdict(self), "probability": known}
 
 
+SCORES = ("votes", "probability")
+"""How draws become one number: the share of the votes, or the mean probability of the letter."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Judged:
     """All draws about one pair."""
@@ -80,6 +87,34 @@ class Judged:
         (found,) = voting.columns(self.votes(identity, seed))
         return found | {"judgements": [draw.as_dict() for draw in self.draws]}
 
+    def values(self, score: str) -> np.ndarray:
+        """Each draw's preference for A, by `SCORES`: 0 or 1, or a probability; NaN where it has none."""
+        if score == "probability":
+            return np.array([draw.probability for draw in self.draws], np.float64)
+        return np.array([{"A": 1.0, "B": 0.0, None: np.nan}[draw.verdict] for draw in self.draws])
+
+    def over_orders(self, values: Any) -> float:
+        """The mean of what the two orders say, each the mean of its draws' known values: equation (4) of GRAM.
+
+        One order where only one says something; NaN where none does.
+        """
+        values, swapped = np.asarray(values, np.float64), np.array([draw.swapped for draw in self.draws])
+        orders = [values[(swapped == turned) & ~np.isnan(values)] for turned in (False, True)]
+        means = [order.mean() for order in orders if order.size]
+        return float(np.mean(means)) if means else float("nan")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """A row that is about to be judged."""
+
+    row: Row
+    swapped: tuple[bool, ...]
+    """By draw."""
+    requests: tuple[Request, ...]
+    """One per order that occurs: as given, then swapped."""
+    shortened: bool
+
 
 def judge(
     rows: Iterable[Row],
@@ -93,45 +128,57 @@ def judge(
 
     Rows that cannot be shown to the model are given to `refuse` with the reason (without one: raised as Drop).
     """
-    letters = candidates(sampler)
-    kept: dict[str, tuple[np.ndarray, bool]] = {}
 
-    def ask(row: Row) -> Sequence[Request]:
-        try:
-            prompts, shortened = prompts_of(row, sampler, settings)
-        except Drop as drop:
-            if refuse is None:
-                raise
-            refuse(row, drop.args[0])
-            return ()
-        swapped = voting.presentation([str(row["id"])], settings.sampling.n, settings.order, seed)[0]
-        kept[str(row["id"])] = swapped, shortened
-        return [
-            Request(
-                prompts[turned], f"{row['id']}/{'BA' if turned else 'AB'}",
-                dataclasses.replace(settings.sampling, n=int(np.sum(swapped == turned))), seed, sampler.end_ids,
-                candidates=letters, columns=row,
-            )
-            for turned in (False, True) if np.any(swapped == turned)
-        ]  # fmt: skip
+    def plans() -> Iterator[_Plan]:
+        for row in rows:
+            try:
+                yield _plan(row, sampler, settings, seed)
+            except Drop as drop:
+                if refuse is None:
+                    raise
+                refuse(row, drop.args[0])
 
-    for row, answers in sampler.answered(rows, ask, statistics):
-        if not answers:
-            continue
-        swapped, shortened = kept.pop(str(row["id"]))
-        orders = [turned for turned in (False, True) if np.any(swapped == turned)]
-        left = dict(zip(orders, map(iter, answers), strict=True))
-        draws = [_draw(next(left[turned]), turned, sampler) for turned in swapped.tolist()]
-        yield row, Judged(tuple(draws), shortened)
+    for plan, answers in sampler.answered(plans(), lambda plan: plan.requests, statistics):
+        left = {request.id: iter(found) for request, found in zip(plan.requests, answers, strict=True)}
+        draws = [_draw(next(left[_name(plan.row, turned)]), turned, sampler) for turned in plan.swapped]
+        yield plan.row, Judged(tuple(draws), plan.shortened)
+
+
+def _name(row: Row, turned: bool) -> str:
+    return f"{row['id']}/{'BA' if turned else 'AB'}"
+
+
+def _plan(row: Row, sampler: Sampler, settings: Judging, seed: int) -> _Plan:
+    """What to ask about a row. Raises Drop for a pair that is too long."""
+    prompts, shortened = prompts_of(row, sampler, settings)
+    swapped = voting.presentation([str(row["id"])], settings.sampling.n, settings.order, seed)[0].tolist()
+    requests = [
+        Request(
+            prompts[turned], _name(row, turned), dataclasses.replace(settings.sampling, n=swapped.count(turned)), seed,
+            sampler.end_ids, candidates=candidates(sampler),
+        )
+        for turned in (False, True) if turned in swapped
+    ]  # fmt: skip
+    return _Plan(row, tuple(swapped), tuple(requests), shortened)
+
+
+def room(sampler: Sampler, settings: Judging) -> int:
+    """Longest prompt, in tokens: config.data.max_length, and what the model can read beside a whole reply.
+
+    A reply never claims more than half of what the model can read.
+    """
+    longest = sampler.settings.max_length or sampler.model.config.max_position_embeddings
+    return min(sampler.renderer.section.max_length, longest - min(settings.sampling.max_tokens, longest // 2))
 
 
 def prompts_of(row: Row, sampler: Sampler, settings: Judging) -> tuple[dict[bool, list[int]], bool]:
     """Token ids of the judge's prompt by whether the responses are swapped, and whether they were shortened.
 
-    Raises Drop for a pair that is too long even so.
+    Raises Drop for a pair that is too long even so. Only responses are ever cut.
     """
-    renderer = sampler.renderer  # the instruction must never be cut, whatever config.data.overlong says
-    renderer = dataclasses.replace(renderer, section=dataclasses.replace(renderer.section, overlong="drop"))
+    limit = room(sampler, settings)
+    section = dataclasses.replace(sampler.renderer.section, overlong="drop", max_length=limit)
+    renderer = dataclasses.replace(sampler.renderer, section=section)
     instruction = settings.instruction or judge_prompts.JUDGE_PROMPT
     extra = row.get("chat_template_kwargs") or {}
 
@@ -154,7 +201,7 @@ def prompts_of(row: Row, sampler: Sampler, settings: Judging) -> tuple[dict[bool
     except Drop:
         if settings.overlong == "drop":
             raise
-    shown = judge_prompts.shortened(row, renderer.section.max_length, length)
+    shown = judge_prompts.shortened(row, limit, length)
     if shown is None:
         raise Drop(TOO_LONG)
     return prompts(shown), True
@@ -178,9 +225,7 @@ def _draw(completion: Completion, swapped: bool, sampler: Sampler) -> Draw:
     if swapped:
         verdict = {"A": "B", "B": "A", None: None}[verdict]
         probability = 1 - probability
-    return Draw(
-        completion.text, swapped, verdict, probability, len(completion.token_ids), completion.finish_reason
-    )
+    return Draw(completion.text, swapped, verdict, probability, len(completion.token_ids), completion.finish_reason)
 
 
 def first_is_better(completion: Completion, sampler: Sampler) -> float:
@@ -196,14 +241,12 @@ def first_is_better(completion: Completion, sampler: Sampler) -> float:
 
 
 def letter_place(token_ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> int | None:
-    """The token that begins the content of the last answer block; None if no token does exactly that.
+    """The token that begins with the letter of the verdict (`data.rationales.parse`).
 
-    Looked for from the end, where the block stands.
+    None without a verdict, and where the tag of the answer block ends inside that token.
     """
-    for place in range(len(token_ids) - 1, -1, -1):
-        before = decode(token_ids[:place])
-        if before.rstrip().endswith(rationales.ANSWER[0]):
-            after = decode(token_ids[: place + 1])
-            if after[len(before) :].strip()[:1].upper() in ("A", "B"):
-                return place
-    return None
+    place = rationales.verdict_place(decode(token_ids))
+    if place is None:
+        return None
+    found = bisect.bisect_right(range(len(token_ids)), place, key=lambda count: len(decode(token_ids[:count]))) - 1
+    return found if decode(token_ids[:found]).rstrip().endswith(rationales.ANSWER[0]) else None

@@ -192,3 +192,39 @@ def test_bad_proofs_are_not_selected():
     none = voting.select_proof([-60.0], [-50.0], [10])
     assert none.index is None and none.reasons == (voting.UNHELPFUL,)
     assert voting.select_proof([-50.0, float("nan")], [-50.0, -50.0], [5, 5]).index == 0, "-1 itself is no reason"
+
+
+def test_expected_accuracy_of_fewer_votes_lists_every_subset():
+    """`subset_accuracy` against all subsets of the draws: alike, and as evenly from two orders as can be."""
+    draws = ([1, 1, -1, 0, 1], [-1, -1, 0, 1])
+    flat = [*draws[0], *draws[1]]
+
+    def share(outcomes):
+        return np.mean([1.0 if sum(o) > 0 else 0.5 if sum(o) == 0 and any(o) else 0.0 for o in outcomes])
+
+    def counts(*groups):
+        return tuple((g.count(1), g.count(-1), g.count(0)) for g in groups)
+
+    for votes in range(1, len(flat) + 1):
+        want = share(itertools.combinations(flat, votes))
+        assert voting.subset_accuracy(counts(flat), votes) == pytest.approx(want, abs=1e-12)
+        splits = [(a, votes - a) for a in range(6) if 0 <= votes - a <= 4]
+        nearest = min(abs(a - b) for a, b in splits)
+        wants = [
+            share([x + y for x in itertools.combinations(draws[0], a) for y in itertools.combinations(draws[1], b)])
+            for a, b in splits if abs(a - b) == nearest
+        ]  # fmt: skip
+        assert voting.subset_accuracy(counts(*draws), votes) == pytest.approx(np.mean(wants), abs=1e-12)
+    with pytest.raises(ValueError, match="10 votes of"):
+        voting.subset_accuracy(counts(*draws), 10)
+
+
+def test_expected_accuracy_meets_the_binomial_curve_and_cancels_a_position():
+    """Independent draws: their subsets follow V15 on average. A judge that takes whatever stands first: always 1/2."""
+    generator = np.random.default_rng(1)
+    right = generator.binomial(9, 0.7, 4000).tolist()
+    for votes in (1, 2, 3, 5, 9):
+        mean = np.mean([voting.subset_accuracy(((r, 9 - r, 0),), votes) for r in right])
+        assert mean == pytest.approx(voting.majority_accuracy(0.7, votes), abs=0.01)
+    assert {voting.subset_accuracy(((4, 0, 0), (0, 4, 0)), votes) for votes in range(1, 9)} == {0.5}
+    assert voting.subset_accuracy(((0, 0, 3),), 2) == 0, "nothing readable is not half right"
