@@ -14,6 +14,7 @@ from gramjax.generation.request import Request, Sampling  # noqa: E402
 from gramjax.generation.sample import generate  # noqa: E402
 from gramjax.models import decoder, model  # noqa: E402
 
+torch.set_num_threads(1)  # tiny products: more threads only wait for one another
 VOCAB = 61
 SIZES = dict(
     vocab_size=VOCAB,
@@ -60,34 +61,35 @@ def prompts() -> list[list[int]]:
     return [rng.integers(0, VOCAB, length).tolist() for length in LENGTHS]
 
 
-def reference(theirs, prompt, **choices):
-    """New tokens and raw logits [new, V] of transformers' greedy generate."""
-    ids = torch.tensor([prompt])
+def reference(theirs, prompts, **choices):
+    """New tokens [prompts, new] and raw logits of transformers' greedy generate, prompts padded on the left."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     out = theirs.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW, eos_token_id=None, pad_token_id=0,
+        ids, attention_mask=mask, do_sample=False, max_new_tokens=NEW, eos_token_id=None, pad_token_id=0,
         return_dict_in_generate=True, output_logits=True, **choices,
     )  # fmt: skip
-    return out.sequences[0, len(prompt) :].tolist(), torch.stack(out.logits)[:, 0].double().numpy()
+    return out.sequences[:, longest:].tolist(), torch.stack(out.logits, 1).double().numpy()
 
 
 def test_greedy_equals_transformers(pair):
-    """Six prompts of 1 to 17 tokens in four slots, beyond the sliding windows; plain and with repetition penalty."""
+    """Seven prompts of 1 to 17 tokens in four slots, beyond the sliding windows; one of them with repetition penalty."""
     theirs, network, weights = pair
     settings = GenerationSection(slots=4, steps_per_call=8, prefill_length=16)
-    penalties = [1.0, 1.0, 1.25, 1.0, 1.0, 0.9]
-    requests = [
-        Request(prompt, i, Sampling(NEW, temperature=0.0, repetition_penalty=penalty), candidates=tuple(range(VOCAB)))
-        for i, (prompt, penalty) in enumerate(zip(prompts(), penalties))
+    plain, penalised = prompts(), prompts()[3]
+    requests = [Request(penalised, "penalised", Sampling(NEW, temperature=0.0, repetition_penalty=1.25))]
+    requests += [
+        Request(prompt, i, Sampling(NEW, temperature=0.0), candidates=tuple(range(VOCAB)))
+        for i, prompt in enumerate(plain)
     ]
-    found = {c.request.id: c for c in generate(network, weights, requests[2:] + requests[:2], settings)}
-    different = set()
-    for i, (prompt, penalty) in enumerate(zip(prompts(), penalties)):
-        tokens, logits = reference(theirs, prompt, repetition_penalty=penalty)
-        assert found[i].token_ids == tokens, (i, penalty)
-        want = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
-        np.testing.assert_allclose(found[i].candidate_logprobs, want, atol=1e-4)
-        different.update(tokens)
-    assert len(different) > 10  # not one token over and over
+    found = {c.request.id: c for c in generate(network, weights, requests, settings)}
+    assert found["penalised"].token_ids == reference(theirs, [penalised], repetition_penalty=1.25)[0][0]
+    tokens, logits = reference(theirs, plain)
+    assert [found[i].token_ids for i in range(len(plain))] == tokens
+    assert found["penalised"].token_ids != tokens[3] and len({t for row in tokens for t in row}) > 10
+    want = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    np.testing.assert_allclose([found[i].candidate_logprobs for i in range(len(plain))], want, atol=1e-4)
 
 
 @pytest.mark.parametrize("sampling", [
