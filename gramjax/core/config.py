@@ -202,7 +202,7 @@ class SamplingSection:
     ignore_eos: bool = False
     """Go on after the tokenizer's end token."""
     num_beams: int = 1
-    """Hypotheses kept by a beam search, which draws nothing (temperature 0) and gives the `n` best; 1: no beam search."""
+    """Hypotheses kept by a beam search, which draws nothing (temperature 0) and gives the `n` best; 1: none."""
     length_penalty: float = 1.0
     """A hypothesis scores its summed log-probability over its length to this power; above 0 favours long ones."""
     early_stopping: str = "False"

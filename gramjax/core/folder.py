@@ -16,12 +16,13 @@ from gramjax.core.errors import UserError
 
 CONTENTS = ("config.json", "overrides.json", "env.json", "metrics.jsonl", "tb", "checkpoints",
             "checkpoints-refused", "samples", "eval",
-            "plots", "tokenizer", "data.json", "report.html", "DONE", "wandb")
+            "plots", "tokenizer", "data.json", "report.html", "DONE", "wandb",
+            "rows.jsonl", "refused.jsonl", "summary.json", "steps", "configs", "rounds.json")
 """What a run leaves in its folder; `overwrite` removes exactly these."""
 
-FREE = ("job", "resume", "overwrite", "log", "mesh", "evals", "data.valid", "model.attention", "train.steps",
-        "train.epochs", "train.remat", "train.scan_layers", "train.logit_chunk", "train.log_every", "train.eval_every",
-        "train.save_every", "train.keep")
+FREE = ("job", "resume", "overwrite", "log", "mesh", "generation", "evals", "data.valid", "model.attention",
+        "train.steps", "train.epochs", "train.remat", "train.scan_layers", "train.logit_chunk", "train.log_every",
+        "train.eval_every", "train.save_every", "train.keep")
 """Settings that may change when a run goes on: not what a step computes, only how, where and how long."""
 
 
@@ -57,7 +58,7 @@ def holds_run(workdir: str | Path) -> bool:
     return (
         (checkpoints.is_dir() and any(checkpoints.iterdir()))
         or (metrics.is_file() and metrics.stat().st_size > 0)
-        or any((folder / name).exists() for name in ("eval", "samples", "DONE"))
+        or any((folder / name).exists() for name in ("eval", "samples", "steps", "rows.jsonl", "DONE"))
     )
 
 

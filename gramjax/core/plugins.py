@@ -15,10 +15,12 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "models": ("Config", "specs", "forward"),
     "objectives": ("Config", "encode", "loss"),
     "rewards": ("score",),
-    "annotators": ("annotate",),
+    "annotators": ("Config", "annotate"),
     "selection/layers": ("layer_scores",),
-    "selection/rows": ("select",),
+    "selection/rows": ("Config", "select"),
     "evals": ("Config", "evaluate"),
+    "recipes": ("Config", "steps", "summarise"),
+    "jobs": ("main",),
 }
 """What a file in each plug-in folder must define; `tests/test_floors.py` checks every file against it."""
 

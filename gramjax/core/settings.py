@@ -44,6 +44,9 @@ def pages() -> str:
         ("models", "config.model.arch of `{}`", "model.arch."),
         ("objectives", "config.objective of `{}`", "objective."),
         ("evals", "config.evals.{}", "evals.{}."),
+        ("annotators", "config.annotator of `{}`", "annotator."),
+        ("selection/rows", "config.selection of `{}`", "selection."),
+        ("recipes", "config.recipe of `{}`", "recipe."),
     ):
         for name in plugins.names(kind):
             records.append((title.format(name), prefix.format(name), plugins.load(kind, name).Config))

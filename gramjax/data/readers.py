@@ -41,17 +41,18 @@ class Rows:
 
 
 def _recipe(source: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows of `recipe:NAME[:SPLIT[:SIZE]]`."""
+    """Rows of `recipe:NAME[:SPLIT[:SIZE[:SEED]]]`."""
     _, name, *rest = source.split(":")
-    if len(rest) > 2 or (len(rest) == 2 and not rest[1].isdigit()):
-        raise UserError(f"{source!r}: write recipe:NAME, recipe:NAME:SPLIT or recipe:NAME:SPLIT:SIZE")
+    if len(rest) > 3 or not all(number.isdigit() for number in rest[1:]):
+        raise UserError(f"{source!r}: write recipe:NAME, recipe:NAME:SPLIT, …:SPLIT:SIZE or …:SPLIT:SIZE:SEED")
     module = plugins.load("data/recipes", name)
     split = rest[0] if rest else "train"
     if split not in module.SPLITS:
         raise UserError(f"{source!r}: no split {split!r} (there are: {', '.join(module.SPLITS)})")
-    size = int(rest[1]) if len(rest) == 2 else module.SPLITS[split]
-    facts = {"name": f"recipe:{name}:{split}", "size": size, "sha256": module.VERSION}
-    return module.rows(split=split, size=size), facts
+    size = int(rest[1]) if len(rest) > 1 else module.SPLITS[split]
+    seed = int(rest[2]) if len(rest) > 2 else 0
+    facts = {"name": f"recipe:{name}:{split}" + (f":{size}:{seed}" if seed else ""), "size": size}
+    return module.rows(split=split, size=size, seed=seed), {**facts, "sha256": module.VERSION}
 
 
 def _items(source: str) -> tuple[Iterator[records.Item], list[dict[str, Any]]]:

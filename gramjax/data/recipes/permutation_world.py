@@ -5,9 +5,10 @@ response, `Out: d f a k`, has P(x) at each place with a probability of its own, 
 else. The response with more right places is better. The rationale says for each place of A, then of B, whether it is
 right, then the two counts, then the label: steps that a label alone does not show.
 
-Splits: `train` and `valid` (rationale rows; they also serve as preference rows), `unlabelled` (pairs, ties kept); and
-the rows of `train` as training examples: `judge` (writes rationale and label), `label_only` (writes the label),
-`prover` (is given the label, writes the proof). All splits of a seed share one permutation.
+Splits: `train` and `valid` (rationale rows; they also serve as preference rows), `unlabelled` (pairs, ties kept; their
+`gold` is there to count with); and the rows of `train` as training examples: `judge` (writes rationale and label),
+`label_only` (writes the label), `prover` (is given the label, writes the proof). All splits of a seed share one
+permutation.
 
 The tokenizer has one token per symbol and per fixed piece of text: a judge's prompt has 20 tokens, a prover's 22, a
 rationale and a proof 22 each with the end token, a label alone 4. The fixed pieces of the prover's prompt are the same
@@ -168,13 +169,13 @@ def rows(split: str = "train", size: int = 0, seed: int = 0, corrupt: float = 0.
         row = {"id": f"{source}-{len(out)}", **_pair(hidden, draw)}
         if row["responses"][0] == row["responses"][1]:
             continue
-        if source == "unlabelled":
-            out.append(row)
-            continue
         one, two = (flags(row["prompt"], response, hidden) for response in row["responses"])
+        label = "A" if sum(one) > sum(two) else "B"
+        if source == "unlabelled":
+            out.append(row if sum(one) == sum(two) else {**row, "gold": label})
+            continue
         if sum(one) == sum(two):
             continue
-        label = "A" if sum(one) > sum(two) else "B"
         text = rationale_of(one, two, label)
         spoilt = corrupted(text, spoiling)
         row |= {"label": label, "rationale": spoilt if spoiling.random() < corrupt else text}

@@ -1,0 +1,86 @@
+"""Rows written one by one by a job that may be killed: what is there already, and where to go on.
+
+Two files: `rows.jsonl` with the rows that came out, and `refused.jsonl` with the id and reason of those that did not.
+A row of the input is done when its id stands in one of them.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from gramjax.core.errors import DataError
+
+ROWS, REFUSED, SUMMARY = "rows.jsonl", "refused.jsonl", "summary.json"
+
+
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file; a last line that a kill left half is cut off the file.
+
+    Raises DataError naming the line for any other line that is no row with an id.
+    """
+    if not path.exists():
+        return []
+    out: list[dict[str, Any]] = []
+    size = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                row = json.loads(line)
+                out.append({"id": row["id"], **row})
+            except (ValueError, KeyError, TypeError):
+                raise DataError(f"{path} line {number}: no row of this job; move the file away") from None
+            size += len(line)
+    if size < path.stat().st_size:
+        os.truncate(path, size)
+    return out
+
+
+class RowLog:
+    """Context manager that appends to the two files of a folder; only the process with `write` does so.
+
+    Memory stays small: of the rows that are there only the ids are kept.
+    """
+
+    def __init__(self, folder: Path, write: bool = True) -> None:
+        self.folder, self.write = folder, write
+        self.written = [row["id"] for row in whole_lines(folder / ROWS)]
+        self.reasons: dict[str, dict[str, Any]] = {}
+        refused = whole_lines(folder / REFUSED)
+        for row in refused:
+            self._count(row["id"], row["reason"])
+        self.done = {*self.written, *(row["id"] for row in refused)}
+        self._files: dict[str, TextIO] = {}
+
+    def __enter__(self) -> "RowLog":
+        if self.write:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._files = {name: (self.folder / name).open("a", encoding="utf-8") for name in (ROWS, REFUSED)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def _count(self, identity: str, reason: str) -> None:
+        known = self.reasons.setdefault(reason, {"count": 0, "first": identity})
+        known["count"] += 1
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append a row that came out."""
+        self._append(ROWS, row)
+        self.written.append(row["id"])
+
+    def refuse(self, row: Mapping[str, Any], reason: str) -> None:
+        """Note why a row did not come out."""
+        self._append(REFUSED, {"id": row["id"], "reason": reason})
+        self._count(row["id"], reason)
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        self.done.add(row["id"])
+        if self.write:
+            self._files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
+            self._files[name].flush()

@@ -1,0 +1,108 @@
+"""Let a model write columns for rows: judgements, proofs, rankings, rewards."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gramjax.checkpoint.lock import RunLock
+from gramjax.core import config as configs
+from gramjax.core import flags, folder, plugins, runtime, spec
+from gramjax.core.errors import UserError
+from gramjax.core.row_log import SUMMARY, RowLog
+from gramjax.data import readers
+from gramjax.generation.request import Statistics
+from gramjax.training import sampling, setup
+
+EVERY_SECONDS = 10.0
+
+
+def main(argv: list[str]) -> int:
+    """`gramjax annotate --config=annotate:NAME --config.model.path=DIR --config.data.path=FILE --workdir=DIR`."""
+    arguments = flags.parse(argv, "annotate")
+    config = arguments.config
+    if not config.model.path:
+        raise UserError("give --config.model.path=RUN_OR_HF_DIR, the model that annotates")
+    if not config.data.path:
+        raise UserError("give --config.data.path=FILE, the rows to annotate")
+    plugin = plugins.load("annotators", config.annotator.name)
+    own = configs.section(config.annotator, plugin.Config, "annotator")
+    runtime.start(distributed=arguments.distributed)
+    section = setup.data_section(config)
+    if arguments.dry_run:
+        found = readers.read(config.data.path, section, plugin.ROW_TYPES)
+        network = setup.open_network(config, heads=("tokens",))
+        print(f"{len(found.rows):,} rows of {found.total:,}, {spec.count(network.model.specs()):,} parameters")
+        return 0
+    workdir = Path(arguments.workdir)
+    with RunLock(workdir):
+        folder.prepare(workdir, config, arguments.overrides, config.resume, config.overwrite)
+        found = readers.read(config.data.path, section, plugin.ROW_TYPES)
+        repeated(found.rows, config.data.path)
+        with RowLog(workdir, jax.process_index() == 0) as log:
+            annotate(plugin, own, config, found.rows, log)
+        summary = {
+            "rows": len(found.rows),
+            "written": len(log.written),
+            "refused": log.reasons,
+            "unreadable": {reason: {"count": n, "first": first} for reason, (n, first) in found.dropped.items()},
+        }
+        if jax.process_index() == 0:
+            folder.write_json(workdir / SUMMARY, summary)
+            (workdir / "DONE").write_text("")
+    say(summary, workdir)
+    return 0
+
+
+def repeated(rows: list[dict[str, Any]], source: str) -> None:
+    """Raise UserError for an id that stands twice: answers are kept by id."""
+    seen: set[str] = set()
+    for row in rows:
+        if row["id"] in seen:
+            raise UserError(f"{source}: two rows have the id {row['id']!r}; annotations are kept by id")
+        seen.add(row["id"])
+
+
+def annotate(plugin: Any, own: Any, config: Any, rows: list[dict[str, Any]], log: RowLog) -> None:
+    """Annotate the rows that the log does not have yet."""
+    left = [row for row in rows if row["id"] not in log.done]
+    if len(left) < len(rows):
+        print(f"{len(rows) - len(left):,} of {len(rows):,} rows are there already", file=sys.stderr)
+    if not left:
+        return
+    sampler = sampling.open_sampler(config)
+    statistics = Statistics()
+    began = last = time.monotonic()
+    for row in plugin.annotate(iter(left), sampler, own, config.seed, log.refuse, statistics):
+        log.add(row)
+        now = time.monotonic()
+        if now - last > EVERY_SECONDS:
+            last = now
+            print(progress(rows, log, statistics, now - began), file=sys.stderr, flush=True)
+    print(progress(rows, log, statistics, time.monotonic() - began), file=sys.stderr, flush=True)
+
+
+def progress(rows: list[dict[str, Any]], log: RowLog, statistics: Statistics, seconds: float) -> str:
+    """How far the job is."""
+    return (
+        f"row {len(log.done):,}/{len(rows):,}   {statistics.tokens_per_second:,.0f} tokens/s   "
+        f"slots {statistics.occupancy:.0%}   {seconds:.0f} s"
+    )
+
+
+def say(summary: Mapping[str, Any], workdir: Path) -> None:
+    """What came out, on one line, and the reasons of what did not."""
+    if jax.process_index() != 0:
+        return
+    print(f"{summary['written']:,} of {summary['rows']:,} rows  {workdir / 'rows.jsonl'}")
+    for reason, found in reasons(summary):
+        print(f"  {found['count']:,} without: {reason} (first: {found['first']})")
+
+
+def reasons(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every reason for a row that did not come out."""
+    yield from summary["refused"].items()
+    yield from summary["unreadable"].items()

@@ -1,0 +1,46 @@
+"""Keep about as many pairs labelled A as B: the last filter of self-training on labels alone."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gramjax.data.rationale_rules import UNBALANCED, Rules, balanced
+from gramjax.data.rows import Tally, digest
+
+ROW_TYPES = ("pair_unlabelled",)
+MORE = "more than asked for"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The range of the share of A (the other rules are not used here)."""
+
+    rules: Rules = Rules()
+    most: int = 0
+    """Most rows that are kept, drawn by seed and id; 0: all."""
+
+
+def select(
+    rows: Sequence[Mapping[str, Any]], features: Any, config: Config, seed: int = 0
+) -> tuple[list[dict[str, Any]], Tally]:
+    """Rows with a `label`, as preference rows (`chosen`, `rejected`), in order."""
+    dropped = Tally()
+    kept = []
+    for row, keep in zip(rows, balanced(rows, config.rules, seed), strict=True):
+        if keep:
+            kept.append(row)
+        else:
+            dropped.add(UNBALANCED, row["id"])
+    order = sorted(kept, key=lambda row: digest(seed, "most", row["id"]))
+    for row in order[config.most or len(order) :]:
+        dropped.add(MORE, row["id"])
+    chosen = {row["id"] for row in order[: config.most or None]}
+    return [preferred(row) for row in kept if row["id"] in chosen], dropped
+
+
+def preferred(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A labelled pair as a preference row; the label stays beside it."""
+    first, second = row["responses"]
+    chosen, rejected = (first, second) if row["label"] == "A" else (second, first)
+    out = {name: value for name, value in row.items() if name != "responses"}
+    return {**out, "chosen": chosen, "rejected": rejected}
