@@ -107,8 +107,10 @@ def _round(entry: Mapping[str, Any], place: int, is_final: bool = False) -> Roun
         kept_share=number(entry.get("kept_share")),
         share_of_a=number(entry.get("share_of_a")),
         filters=tuple(
-            Filter(str(f.get("name", "?")), number(f.get("before")) or 0, number(f.get("after")) or 0, reasons(f))
+            Filter(str(f.get("name", "?")), before, after, reasons(f))
             for f in filters
+            for before, after in [(number(f.get("before")), number(f.get("after")))]
+            if before is not None and after is not None
         ),
         dropped=reasons(entry),
         votes={_share(share): number(count) or 0 for share, count in part(entry, "vote_histogram").items()},
@@ -256,7 +258,7 @@ def filters(rounds: Sequence[Round], folder: Path) -> Drawn | None:
         for r in shown for total in [r.filters[0].before] for f in r.filters
     ]  # fmt: skip
     numbers = style.write_table(folder / "rounds_filters.csv", rows)
-    size = (9.2, 1.5 + 0.55 * len(shown))
+    size = (9.2, 1.25 + 0.25 * _rows(_legend(shown), 100) + 0.55 * len(shown))
     picture = style.figure(_draw_filters, folder / "rounds_filters.png", size, shown)
     caption = (
         "Each bar is all the pairs that a round judged. The filters act one after the other, so what one of them left "
@@ -265,18 +267,23 @@ def filters(rounds: Sequence[Round], folder: Path) -> Drawn | None:
     return Drawn("rounds_filters", "What did the filters leave?", caption, picture, numbers)
 
 
+def _legend(rounds: Sequence[Round]) -> list[str]:
+    """Names of the parts of a bar: what is kept on the left, then back through the filters."""
+    names = list(dict.fromkeys(step.name for r in rounds for step in r.filters))
+    return ["kept", *(f"lost to {short(name)}" for name in names[::-1])]
+
+
 def _draw_filters(axis: Any, rounds: Sequence[Round]) -> None:
     names = list(dict.fromkeys(step.name for r in rounds for step in r.filters))
     ends = [0.0] * len(rounds)
     colours = dict(zip(names, itertools.cycle(LOST_COLOURS)))
-    for name in [None, *names[::-1]]:  # what is kept on the left, then back through the filters
+    for name, label in zip([None, *names[::-1]], _legend(rounds)):
         counts = [r.filters[-1].after if name is None else losses(r).get(name, 0) for r in rounds]
         widths = [count / r.filters[0].before for count, r in zip(counts, rounds)]
         colour = style.BLUE if name is None else colours[name]
-        label = "kept" if name is None else f"lost to {short(name)}"
         axis.barh(range(len(rounds)), widths, 0.62, left=ends, color=colour, label=label)
         for place, (count, width, left) in enumerate(zip(counts, widths, ends)):
-            if width >= 0.012 * len(f"{count:,}") + 0.012:
+            if width >= 0.009 * len(f"{count:,}") + 0.008:
                 ink = style.INK if colour in LIGHT else "white"
                 axis.text(left + width / 2, place, f"{count:,}", ha="center", va="center", fontsize=8.5, color=ink)
         ends = [end + width for end, width in zip(ends, widths)]
@@ -284,8 +291,9 @@ def _draw_filters(axis: Any, rounds: Sequence[Round]) -> None:
     axis.set_ylim(len(rounds) - 0.45, -0.55)
     axis.set_xlim(0, max(1.0, *ends))
     axis.grid(axis="y", visible=False)
-    axis.set_title("Judged pairs of each round", pad=26)
-    axis.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=min(len(names) + 1, 6), columnspacing=1.2)
+    axis.set_title("Judged pairs of each round", pad=10 + 16 * _rows(_legend(rounds), 100))
+    columns = _columns(_legend(rounds), 100)
+    axis.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=columns, columnspacing=1.2)
     style.percent(axis.xaxis)
 
 
@@ -319,11 +327,12 @@ def _draw_vote_shares(axis: Any, rounds: Sequence[tuple[int, Round]]) -> None:
     places = range((len(shares) - 1) % every, len(shares), every)
     axis.set_xticks(places, [f"{100 * shares[x]:.3g} %" for x in places], fontsize=8 if len(places) > 5 else 9)
     axis.set_xlim(-0.6, len(shares) - 0.4)
-    axis.set_title("Votes for the label", pad=_pad(len(rounds)))
+    names = [short(r.name) for _, r in rounds]
+    axis.set_title("Votes for the label", pad=10 + 16 * _rows(names, 60))
     axis.set_xlabel("Votes for the label, share of the draws")
     axis.set_ylabel("Pairs of the round")
     axis.grid(axis="x", visible=False)
-    axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.995), ncols=4, columnspacing=1.2)
+    axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.995), ncols=_columns(names, 60), columnspacing=1.2)
     style.percent(axis.yaxis)
 
 
@@ -331,9 +340,13 @@ def _colour(place: int, found: Round) -> str:
     return style.INK if found.is_final else ROUND_COLOURS[place % len(ROUND_COLOURS)]
 
 
-def _pad(entries: int, columns: int = 4) -> int:
-    """Room above the axes for a legend."""
-    return 10 + 16 * math.ceil(entries / columns)
+def _columns(labels: Sequence[str], room: int) -> int:
+    """Columns of a legend above axes that are so many characters wide."""
+    return max(1, min(len(labels), room // (max(map(len, labels)) + 5)))
+
+
+def _rows(labels: Sequence[str], room: int) -> int:
+    return math.ceil(len(labels) / _columns(labels, room))
 
 
 def curve(rounds: Sequence[Round], folder: Path) -> Drawn | None:
@@ -366,10 +379,12 @@ def _draw_curve(axis: Any, rounds: Sequence[tuple[int, Round]]) -> None:
     if len(counts) > 8:
         counts = [votes for votes in counts if votes == 1 or votes % 2 == 0]
     axis.set_xticks(counts, [f"{votes:g}" for votes in counts])
-    axis.set_title("Accuracy by number of votes", pad=_pad(len(rounds) + 1))
+    names = [short(r.name) for _, r in rounds]
+    columns = 4 if max(map(len, names)) <= 6 else 2
+    axis.set_title("Accuracy by number of votes", pad=10 + 16 * math.ceil((len(names) + 1) / columns))
     axis.set_xlabel("Votes")
     axis.set_ylabel("Test accuracy")
-    axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.995), ncols=4, columnspacing=1.0, handlelength=1.8)
+    axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.995), ncols=columns, columnspacing=1.0, handlelength=1.8)
     low, high = axis.get_ylim()
     style.percent(axis.yaxis, 0 if high - low > 0.08 else 1)
 
