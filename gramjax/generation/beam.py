@@ -88,7 +88,11 @@ class State:
 
 def reorder_rows(cache: Any, parents_BK: jax.Array) -> Any:
     """A cache whose arrays have the rows of the model first, with the rows of the chosen beams."""
-    return jax.tree.map(lambda x: _taken(x.reshape(*parents_BK.shape, *x.shape[1:]), parents_BK).reshape(x.shape), cache)
+
+    def moved(x: jax.Array) -> jax.Array:
+        return _taken(x.reshape(*parents_BK.shape, *x.shape[1:]), parents_BK).reshape(x.shape)
+
+    return jax.tree.map(moved, cache)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +105,7 @@ class Step:
     """`(cache, parents [B, K]) -> cache`: beam k of a prompt goes on from the beam `parents[:, k]` of it."""
 
 
-# -- the search -----------------------------------------------------------------------------------------------------------
+# -- the search --------------------------------------------------------------------------------------------------------
 
 
 def begin(cache: Any, logits_BV: jax.Array, terms: Terms, num_beams: int, capacity: int) -> State:
@@ -212,7 +216,7 @@ def _power(length: jax.Array, length_penalty_B: jax.Array) -> jax.Array:
     return jnp.asarray(length, jnp.float32) ** length_penalty_B
 
 
-# -- decoders -------------------------------------------------------------------------------------------------------------
+# -- decoders ----------------------------------------------------------------------------------------------------------
 
 
 def decoder_step(model: Model, weights: Any, prompt: int) -> Step:
@@ -277,7 +281,7 @@ def _advance(
     return state, whole(state.open, None), state.count
 
 
-# -- requests in, hypotheses out ------------------------------------------------------------------------------------------
+# -- requests in, hypotheses out ---------------------------------------------------------------------------------------
 
 
 def search(
