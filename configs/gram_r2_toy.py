@@ -15,7 +15,7 @@ from gramjax.data.recipes import permutation_world as world
 
 
 def get_config() -> ConfigDict:
-    config = configs.for_recipe("gram_r2")
+    config = configs.for_recipe("gram_r2", evals=("rationale",))
     config.tokenizer.path = "recipe:permutation_world"
     config.data.valid = ("recipe:permutation_world:valid:400",)
     config.data.max_length = world.MAX_LENGTH
@@ -37,6 +37,8 @@ def get_config() -> ConfigDict:
     recipe.judging.instruction, recipe.proving.instruction = world.JUDGE_PROMPT, world.PROVER_PROMPT
     recipe.judging.sampling.max_tokens = recipe.proving.sampling.max_tokens = 32
     recipe.proving.sampling.n = 8
+    config.evals.rationale.judging.sampling.max_tokens = 32
+    config.evals.rationale.judging.sampling.n = 16
     config.phases = ConfigDict(
         {
             "prover": {"train": {"steps": 700}},

@@ -123,6 +123,9 @@ class _Plan:
         config.objective.part = part
         given = self.own.proving.instruction if part == "prover" else self.own.judging.instruction
         config.objective.instruction = given
+        if "rationale" in config.evals:  # judged as it was trained, by the sampler of the other steps
+            config.evals.rationale.judging.instruction = given
+            config.evals.rationale.generation = copy.deepcopy(self.config.generation)
         config.data.train = rows
         config.train.evaluate = bool(config.evals and config.data.valid)
         if start:
