@@ -27,6 +27,9 @@ DASHED = (0, (4, 3))
 LONGEST = 24
 """Characters of a name in a figure."""
 
+MOST_BARS = 60
+"""More bars than this are drawn as lines."""
+
 Number = int | float
 
 
@@ -168,9 +171,9 @@ def draw_all(state: Mapping[str, Any], folder: Path) -> list[Drawn]:
     return [figure for figure in drawn if figure is not None]
 
 
-def short(name: str) -> str:
+def short(name: str, most: int = LONGEST) -> str:
     """A name that fits into a figure."""
-    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def accuracy(rounds: Sequence[Round], folder: Path) -> Drawn | None:
@@ -237,7 +240,8 @@ def _draw_tests(axis: Any, rounds: Sequence[Round], places: Sequence[float], col
 
 
 def _name_rounds(axis: Any, names: Sequence[str]) -> None:
-    axis.set_xticks(range(len(names)), [short(name) for name in names], fontsize=9 if len(names) < 9 else 7.5)
+    labels = [short(name, max(5, 48 // len(names))) for name in names]
+    axis.set_xticks(range(len(names)), labels, fontsize=9 if len(names) < 9 else 7.5)
     axis.set_xlim(-0.4, len(names) - 0.6)
     axis.set_xlabel("Round")
     axis.grid(axis="x", visible=False)
@@ -320,9 +324,15 @@ def _draw_vote_shares(axis: Any, rounds: Sequence[tuple[int, Round]]) -> None:
     width = 0.8 / len(rounds)
     for at, (place, r) in enumerate(rounds):
         total = sum(r.votes.values())
-        left = [x - 0.4 + width * (at + 0.5) for x in range(len(shares))]
-        colour = _colour(place, r)
-        axis.bar(left, [r.votes.get(s, 0) / total for s in shares], width * 0.94, color=colour, label=short(r.name))
+        heights, look = (
+            [r.votes.get(s, 0) / total for s in shares],
+            {"color": _colour(place, r), "label": short(r.name)},
+        )
+        if len(rounds) * len(shares) > MOST_BARS:
+            known = [x for x, share in enumerate(shares) if share in r.votes]
+            axis.plot(known, [heights[x] for x in known], marker="o", markersize=3, **look)
+        else:
+            axis.bar([x - 0.4 + width * (at + 0.5) for x in range(len(shares))], heights, width * 0.94, **look)
     every = math.ceil(len(shares) / 9)
     places = range((len(shares) - 1) % every, len(shares), every)
     axis.set_xticks(places, [f"{100 * shares[x]:.3g} %" for x in places], fontsize=8 if len(places) > 5 else 9)
@@ -342,7 +352,7 @@ def _colour(place: int, found: Round) -> str:
 
 def _columns(labels: Sequence[str], room: int) -> int:
     """Columns of a legend above axes that are so many characters wide."""
-    return max(1, min(len(labels), room // (max(map(len, labels)) + 5)))
+    return max(1, min(len(labels), 6, room // (max(map(len, labels)) + 5)))
 
 
 def _rows(labels: Sequence[str], room: int) -> int:
@@ -389,19 +399,23 @@ def _draw_curve(axis: Any, rounds: Sequence[tuple[int, Round]]) -> None:
     style.percent(axis.yaxis, 0 if high - low > 0.08 else 1)
 
 
+def in_order(both: Sequence[Sequence[Round]]) -> list[str]:
+    """Names of the rounds of several recipes, the final tuning last."""
+    finals = {r.name for rounds in both for r in rounds if r.is_final}
+    return [*dict.fromkeys(r.name for rounds in both for r in rounds if r.name not in finals), *finals]
+
+
 def overlay(one: Mapping[str, Any], two: Mapping[str, Any], folder: Path, names: tuple[str, str]) -> Drawn | None:
     """Test accuracy by round of two recipes; None when neither has one."""
     both = [[r for r in read(state) if r.accuracy is not None] for state in (one, two)]
     if not any(both):
         return None
-    order = list(dict.fromkeys(r.name for rounds in both for r in sorted(rounds, key=lambda r: r.is_final)))
-    order.sort(key=lambda name: any(r.is_final for rounds in both for r in rounds if r.name == name))
     rows = [
         {"recipe": name, "round": r.name, "accuracy": r.accuracy, "low": r.low, "high": r.high}
         for name, rounds in zip(names, both) for r in rounds
     ]  # fmt: skip
     numbers = style.write_table(folder / "overlay_rounds.csv", rows)
-    picture = style.figure(_draw_overlay, folder / "overlay_rounds.png", (9.2, 3.7), both, order, names)
+    picture = style.figure(_draw_overlay, folder / "overlay_rounds.png", (9.2, 3.7), both, in_order(both), names)
     caption = "Whiskers: 95 % interval. Dashed: chance."
     return Drawn("overlay_rounds", "Test accuracy by round, two recipes", caption, picture, numbers)
 

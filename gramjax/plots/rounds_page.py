@@ -6,7 +6,7 @@ from typing import Any
 
 from gramjax.plots import files
 from gramjax.plots.page import card, e, percent, table
-from gramjax.plots.rounds import Number, Round, listed, mapping, number, part, read, reasons
+from gramjax.plots.rounds import Number, Round, in_order, listed, mapping, number, part, read, reasons
 
 
 def headline(state: Mapping[str, Any]) -> str:
@@ -144,8 +144,12 @@ def _text(value: Any) -> str:
 
 
 def comparison(one: Mapping[str, Any], two: Mapping[str, Any], names: tuple[str, str]) -> str:
-    """Test accuracy of two recipes by round."""
-    first, second = ({r.name: r.accuracy for r in read(state)} for state in (one, two))
-    rows = [(name, percent(a), percent(b), None if a is None or b is None else f"{100 * (a - b):+.1f} points")
-            for name in {**first, **second} for a, b in [(first.get(name), second.get(name))]]  # fmt: skip
+    """Test accuracy of two recipes by round, the final tuning last."""
+    both = [read(one), read(two)]
+    first, second = ({r.name: r.accuracy for r in found} for found in both)
+    rows = []
+    for name in in_order(both):
+        a, b = first.get(name), second.get(name)
+        gap = None if a is None or b is None else f"{100 * (a - b):+.1f} points"
+        rows.append((name, percent(a), percent(b), gap))
     return "<h3>Test accuracy by round</h3>" + table(("round", *names, "difference"), rows) if rows else ""
