@@ -55,7 +55,8 @@ def test_filters_equal_sorting():
     allowed[:, 7] = True
     got = np.asarray(filtered(logits, knobs(rows), seen, allowed), np.float64)
     for i, sampling in enumerate(rows):
-        want = reference.log_distribution(logits[i], sampling, np.flatnonzero(seen[i]), np.flatnonzero(allowed[i]).tolist())
+        masks = np.flatnonzero(seen[i]).tolist(), np.flatnonzero(allowed[i]).tolist()
+        want = reference.log_distribution(logits[i], sampling, *masks)
         np.testing.assert_array_equal(np.isfinite(got[i]), np.isfinite(want), err_msg=str(sampling))
         np.testing.assert_allclose(reference.log_softmax(got[i]), want, atol=1e-5, err_msg=str(sampling))
 
@@ -121,7 +122,7 @@ def test_drawn_rows_take_only_allowed_tokens():
     assert allowed[np.arange(64), np.asarray(tokens)].all() and len(set(tokens.tolist())) > 5
 
 
-# -- frequencies --------------------------------------------------------------------------------------------------------
+# -- frequencies -------------------------------------------------------------------------------------------------------
 
 SLOTS, TOKENS, SAMPLES = 32, 128, 160
 DRAWS = TOKENS * SAMPLES

@@ -74,7 +74,7 @@ def reference(theirs, prompts, **choices):
 
 
 def test_greedy_equals_transformers(pair):
-    """Seven prompts of 1 to 17 tokens in four slots, beyond the sliding windows; one of them with repetition penalty."""
+    """Prompts of 1 to 17 tokens in four slots, beyond the sliding windows; one of them with repetition penalty."""
     theirs, network, weights = pair
     settings = GenerationSection(slots=4, steps_per_call=8, prefill_length=16)
     plain, penalised = prompts(), prompts()[3]
@@ -94,7 +94,8 @@ def test_greedy_equals_transformers(pair):
 
 @pytest.mark.parametrize("sampling", [
     Sampling(temperature=0.7), Sampling(top_k=7), Sampling(top_p=0.7), Sampling(min_p=0.1),
-    Sampling(repetition_penalty=1.4), Sampling(temperature=1.6, top_k=20, top_p=0.9, min_p=0.03, repetition_penalty=1.2),
+    Sampling(repetition_penalty=1.4),
+    Sampling(temperature=1.6, top_k=20, top_p=0.9, min_p=0.03, repetition_penalty=1.2),
 ], ids=["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "all"])  # fmt: skip
 def test_the_distribution_equals_that_of_transformers(sampling):
     """The same settings through the processors of transformers, in the order in which it applies them."""
@@ -116,8 +117,8 @@ def test_the_distribution_equals_that_of_transformers(sampling):
     np.put_along_axis(seen, history, True, axis=1)
     ones = np.ones(64, np.float32)
     knobs = distribution.Knobs(
-        sampling.temperature * ones, np.full(64, sampling.top_k, np.int32), sampling.top_p * ones, sampling.min_p * ones,
-        sampling.repetition_penalty * ones,
+        sampling.temperature * ones, np.full(64, sampling.top_k, np.int32), sampling.top_p * ones,
+        sampling.min_p * ones, sampling.repetition_penalty * ones,
     )  # fmt: skip
     got = distribution.truncated(distribution.scaled(logits, knobs, seen), knobs)
     np.testing.assert_allclose(jax.nn.softmax(got, axis=-1), torch.softmax(scores, -1).numpy(), atol=1e-6)

@@ -37,7 +37,7 @@ def assert_same(found, want):
             np.testing.assert_allclose(getattr(a, name), getattr(b, name), atol=1e-5, err_msg=f"{key} {name}")
 
 
-# -- against fresh forward passes ---------------------------------------------------------------------------------------
+# -- against fresh forward passes --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=["qwen2", "qwen3"])
@@ -95,7 +95,7 @@ def test_candidates_of_each_request():
         assert not any(stopped[:-1]) and stopped[-1] == (completion.finish_reason == "stop")
 
 
-# -- against other ways of running --------------------------------------------------------------------------------------
+# -- against other ways of running -------------------------------------------------------------------------------------
 
 CHOICES = {
     "one slot": {"slots": 1},
