@@ -185,9 +185,10 @@ def accuracy(rounds: Sequence[Round], folder: Path) -> Drawn | None:
     names = ("accuracy", "low", "high", "one_draw", "vote", "kept")
     rows = [{"round": r.name} | {name: getattr(r, name) for name in names} for r in rounds]
     numbers = style.write_table(folder / "rounds_accuracy.csv", rows)
-    size = (9.2, 3.7) if tested and labelled else (6.4, 3.7)
     panels = {"ncols": int(tested) + int(labelled), "sharey": True, "squeeze": False}
-    picture = style.figure(_draw_accuracy, folder / "rounds_accuracy.png", size, rounds, tested, labelled, **panels)
+    picture = style.figure(
+        _draw_accuracy, folder / "rounds_accuracy.png", (9.2, 3.7), rounds, tested, labelled, **panels
+    )
     caption = "Whiskers: 95 % interval. " if tested else ""
     if labelled:
         caption += (
