@@ -7,7 +7,7 @@ from typing import Any
 
 from gramjax.checkpoint.lock import RunLock
 from gramjax.core import flags, folder, plugins
-from gramjax.core.errors import UserError
+from gramjax.core.errors import GramjaxError, UserError
 from gramjax.core.recipe import Step
 
 ROUNDS = "rounds.json"
@@ -85,6 +85,6 @@ def finish(workdir: Path) -> None:
 
     try:
         print(f"report  {report.write_report(workdir)}")
-    except UserError as error:
+    except GramjaxError as error:
         print(f"gramjax: no report: {error}", file=sys.stderr)
     print(f"rounds  {workdir / ROUNDS}")

@@ -276,15 +276,16 @@ def _round(number: int, folders: dict[str, Path]) -> dict[str, Any]:
     out["filters"] = [found for found in filters if found]
     out["num_unlabelled"] = len(judged)
     first = [{**row, "label": row["judgements"][0]["verdict"]} for row in judged]
-    kept = _rows(next((folders[f"R{number}-{n}"] for n in names[::-1] if f"R{number}-{n}" in folders), None))
     precise, num_gold = _precision(judged)
     out["pseudo_labels"] = {
         "precision_one_draw": _precision(first)[0], "precision_vote": precise, "num_gold": num_gold,
-        "precision_kept": _precision(kept)[0],
     }  # fmt: skip
-    out["pseudo_label_precision"] = out["pseudo_labels"]["precision_kept"]
-    out["kept_share"] = len(kept) / len(judged)
-    out["share_of_a"] = sum(row["label"] == "A" for row in kept) / len(kept) if kept else None
+    last = next(folders[f"R{number}-{name}"] for name in names[::-1] if f"R{number}-{name}" in folders)
+    if _filter("", last):
+        kept = _rows(last)
+        out["pseudo_label_precision"] = out["pseudo_labels"]["precision_kept"] = _precision(kept)[0]
+        out["kept_share"] = len(kept) / len(judged)
+        out["share_of_a"] = sum(row["label"] == "A" for row in kept) / len(kept) if kept else None
     histogram: dict[str, int] = {}
     for row in judged:
         share = f"{row['vote_share']:.4g}"
