@@ -175,6 +175,13 @@ def text_field(row: Mapping[str, Any], field: str, where: str) -> Text:
     return turns
 
 
+def text_length(value: Any) -> int:
+    """Characters of a text or of the contents of a list of messages."""
+    if isinstance(value, str):
+        return len(value)
+    return sum(len(str(message.get("content") or "")) for message in value or ())
+
+
 def common_prompt(chosen: list[Message], rejected: list[Message]) -> int:
     """How many leading messages two dialogues share as their prompt.
 

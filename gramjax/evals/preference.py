@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gramjax.core import judgements, sharding, statistics
+from gramjax.core import judgements, leaderboards, sharding, statistics
 from gramjax.core.errors import DataError, UserError
 from gramjax.data import buckets
-from gramjax.data.rows import Drop, Tally
+from gramjax.data.rows import Drop, Tally, text_length
 from gramjax.models import heads
 
 ROW_TYPES = ("preference",)
@@ -96,6 +96,7 @@ def evaluate(
     )
     yield "num_skipped", skipped.total
     yield "num_shortened", shortened
+    yield from leaderboards.summarise(records, leaderboards.benchmark_of(records), config.seed)
     yield "skipped", {reason: {"count": count, "first": first} for reason, (count, first) in skipped.items()}
 
 
@@ -224,17 +225,11 @@ def _render(row: Mapping[str, Any], renderer: Any, order: str) -> tuple[np.ndarr
     return tuple(np.asarray(ids, np.int32) for ids in texts)
 
 
-def text_length(value: Any) -> int:
-    """Characters of a text or of the contents of a list of messages."""
-    if isinstance(value, str):
-        return len(value)
-    return sum(len(str(message.get("content") or "")) for message in value or ())
-
-
 def _record(row: Mapping[str, Any], item: _Encoded) -> dict[str, Any]:
     return {
         "id": str(row.get("id", item.index)),
         "subset": str(row.get("subset") or ""),
+        **leaderboards.columns(row),
         "prompt_length": text_length(row["prompt"]),
         "chosen_length": text_length(row["chosen"]),
         "rejected_length": text_length(row["rejected"]),

@@ -14,12 +14,20 @@ from gramjax.core import checks, ensembles, flags, folder, judgements, runtime, 
 from gramjax.core import config as configs
 from gramjax.core.errors import UserError
 from gramjax.data import readers
-from gramjax.training import evaluation, setup
+from gramjax.training import evaluation, sampling, setup
 
 RENDERING = (
     "max_length", "judge_prompt", "judge_cue", "verdicts",
 )  # fmt: skip
 """Settings of `config.data` that a model was trained with and must be judged with."""
+
+SHOWN = ("num_pairs", "accuracy", "accuracy_one_draw", "ties", "num_tied", "num_unreadable", "agreement",
+         "swap_consistency", "position_bias", "ece", "brier", "rm_bench_overall", "rm_bench_hard",
+         "judgebench_official", "judgebench_averaged")  # fmt: skip
+"""The numbers that a person looks for first."""
+
+INSTRUCTION = "evals.rationale.judging.instruction"
+"""The judge's instruction, which a training with rationales has in `objective.instruction`."""
 
 
 def main(argv: list[str]) -> int:
@@ -69,7 +77,8 @@ def judge(config: Any, overrides: dict[str, Any], target: Path) -> dict[str, dic
         "dropped_rows": {reason: {"count": count, "first": first} for reason, (count, first) in found.dropped.items()},
         "inherited": settings,
     }
-    evaluator = evaluation.make_evaluator(network.model, network.renderer, config.evals)
+    ends = sampling.end_ids_of(network)
+    evaluator = evaluation.make_evaluator(network.model, network.renderer, config.evals, ends)
     return evaluator(params, found.rows, target, facts)
 
 
@@ -117,6 +126,8 @@ def inherit(config: Any, overrides: dict[str, Any]) -> dict[str, Any]:
             if path in saved and path not in overrides:
                 value = saved[path]
                 config.data[name] = taken[path] = tuple(value) if isinstance(value, list) else value
+        if "rationale" in config.evals and INSTRUCTION not in overrides and saved.get("objective.instruction"):
+            config.evals.rationale.judging.instruction = taken[INSTRUCTION] = saved["objective.instruction"]
     return taken
 
 
@@ -138,11 +149,11 @@ def show(name: str, results: dict[str, Any], workdir: Path) -> None:
     """The numbers a person looks for first, and where the rest is."""
     if jax.process_index() != 0:
         return
-    for key in ("num_pairs", "accuracy", "ties", "swap_consistency", "position_bias", "ece", "brier"):
+    for key in SHOWN:
         value = results.get(key)
         if value is not None:
             interval = ""
             if key == "accuracy" and results.get("accuracy_low") is not None:
                 interval = f"  (95% interval {results['accuracy_low']:.3f} to {results['accuracy_high']:.3f})"
-            print(f"{key:<18}{value:.4g}{interval}" if isinstance(value, float) else f"{key:<18}{value}{interval}")
+            print(f"{key:<21}{value:.4g}{interval}" if isinstance(value, float) else f"{key:<21}{value}{interval}")
     print(f"results  {workdir / 'eval' / f'{name}.json'}")

@@ -17,7 +17,7 @@ from gramjax.core import flags, folder, runtime, signals, spec, tree
 from gramjax.core.errors import UserError
 from gramjax.core.writer import Writer
 from gramjax.data import readers
-from gramjax.training import evaluation, loop, setup
+from gramjax.training import evaluation, loop, sampling, setup
 
 
 def main(argv: list[str]) -> int:
@@ -91,7 +91,8 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> 
             announce(writer, name, run, start_step)
 
             network = run.network
-            evaluator = evaluation.make_evaluator(network.model, network.renderer, config.evals if rows else {})
+            ends, evals = sampling.end_ids_of(network), config.evals if rows else {}
+            evaluator = evaluation.make_evaluator(network.model, network.renderer, evals, ends)
 
             def evaluate(step: int, state: Any) -> None:
                 results = evaluator(state["params"], rows, workdir / "eval", {"step": step})
@@ -191,9 +192,9 @@ def valid_rows(config: Any) -> list[dict[str, Any]]:
 
 def summary(results: dict[str, dict[str, Any]]) -> str:
     """The line a person looks for at the end: `accuracy 0.93 (held out 200)   swap consistency 0.97   ece 0.04`."""
-    found = results.get("preference", {})
+    found = results.get("preference") or results.get("rationale", {})
     parts = [f"accuracy {found['accuracy']:.3f} (held out {found['num_pairs']:,})"] if "accuracy" in found else []
-    for name in ("swap_consistency", "ece"):
+    for name in ("agreement", "swap_consistency", "ece"):
         if found.get(name) is not None:
             parts.append(f"{name.replace('_', ' ')} {found[name]:.3f}")
     return "   ".join(parts) or "evaluated: " + ", ".join(results)

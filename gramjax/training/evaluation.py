@@ -9,7 +9,9 @@ import jax
 
 from gramjax.core import config as configs
 from gramjax.core import plugins
+from gramjax.generation.sampler import Sampler
 from gramjax.models.model import Model
+from gramjax.training import sampling as samplers
 
 Evaluator = Callable[[Any, Sequence[Mapping[str, Any]], Path, Mapping[str, Any]], dict[str, dict[str, Any]]]
 """`evaluator(params, rows, folder, facts) -> {eval: results}`."""
@@ -20,27 +22,36 @@ def row_types(evals: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(kind for name in evals for kind in plugins.load("evals", name).ROW_TYPES))
 
 
-def make_evaluator(model: Model, renderer: Any, evals: Mapping[str, Any]) -> Evaluator:
+def make_evaluator(model: Model, renderer: Any, evals: Mapping[str, Any], end_ids: tuple[int, ...] = ()) -> Evaluator:
     """A function that runs the eval plug-ins of `config.evals` on parameters at rest; it compiles once for many calls.
 
     It writes `folder/NAME.json` and one line per example to `folder/NAME.rows.jsonl`. `facts` (model, data, step) are
-    added to each file. Every process takes part, process 0 writes.
+    added to each file. Every process takes part, process 0 writes. A plug-in with `SAMPLES` is given a sampler instead
+    of weights and a compiled scorer, `evaluate(sampler, rows, config, write_row)`: its answers end with `end_ids`
+    (empty: the tokenizer's end token), its settings are the `generation` of the plug-in's config.
     """
     pack = jax.jit(model.pack)
     parts = {}
     for name, values in evals.items():
         module = plugins.load("evals", name)
         config = configs.section(values, module.Config, f"evals.{name}")
-        parts[name] = (module, config, module.make_scorer(model, renderer, config, model.mesh))
+        samples = getattr(module, "SAMPLES", False)
+        parts[name] = (module, config, None if samples else module.make_scorer(model, renderer, config, model.mesh))
+    ends = end_ids or samplers.end_ids(renderer.tokenizer)
 
     def evaluate(
         params: Any, rows: Sequence[Mapping[str, Any]], folder: Path, facts: Mapping[str, Any]
     ) -> dict[str, dict[str, Any]]:
-        weights = pack(params)
+        weights = pack(params) if any(scorer is not None for _, _, scorer in parts.values()) else None
         out = {}
         for name, (module, config, scorer) in parts.items():
             judged: list[dict[str, Any]] = []
-            found = module.evaluate(model, weights, renderer, rows, config, judged.append, model.mesh, scorer)
+            if scorer is None:
+                packed = model.pack_for_decoding(params, config.generation.gather_weights)
+                sampler = Sampler(model, packed, renderer, ends, config.generation)
+                found = module.evaluate(sampler, rows, config, judged.append)
+            else:
+                found = module.evaluate(model, weights, renderer, rows, config, judged.append, model.mesh, scorer)
             out[name] = {**dict(found), **facts}
             if jax.process_index() == 0:
                 write_results(folder, name, judged, out[name])

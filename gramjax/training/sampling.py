@@ -33,8 +33,13 @@ def open_sampler(config: Any) -> Sampler:
     for note in loaded.notes:
         print(f"gramjax: {note}", file=sys.stderr)
     weights = model.pack_for_decoding(loaded.params, settings.gather_weights)
+    return Sampler(model, weights, network.renderer, end_ids_of(network), settings)
+
+
+def end_ids_of(network: setup.Network) -> tuple[int, ...]:
+    """The tokens that end an answer of a model: those of its tokenizer and of the folder that its weights are in."""
     folder = Path(network.source.tokenizer_folder) if network.source and network.source.tokenizer_folder else None
-    return Sampler(model, weights, network.renderer, end_ids(network.renderer.tokenizer, folder), settings)
+    return end_ids(network.renderer.tokenizer, folder)
 
 
 def end_ids(tokenizer: Tokenizer, folder: Path | None = None) -> tuple[int, ...]:
