@@ -9,7 +9,8 @@ from gramjax.generation.judging import Judging, judge
 from gramjax.generation.request import Statistics
 from gramjax.generation.sampler import Sampler
 
-ROW_TYPES = ("rationale", "pair_unlabelled", "preference")
+ROW_TYPES = ("rationale", "preference", "pair_unlabelled")
+"""The first that a row can be: a preference row keeps its label."""
 GONE = ("label", "rationale")
 
 
@@ -31,15 +32,15 @@ def annotate(
     """Each pair with `label` (the majority; None without a verdict), `vote_share`, `label_probability`, `tied`,
     `votes_a`, `votes_b`, `failed`, `agreement` and the draws (`judgements`).
 
-    A label that a row has already is not shown to the model and stands in `gold` afterwards.
+    A label that a row has already is not shown to the model; it stands in `gold` afterwards, unless there is one.
     """
     for row, judged in judge(map(unlabelled, rows), sampler, config.judging, seed, refuse, statistics):
         yield {**row, **judged.columns(str(row["id"]), seed)}
 
 
 def unlabelled(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row as a pair without a label; the label it had is `gold`."""
+    """The row as a pair without a label; the label it had is `gold` where no other gold label is known."""
     pair = in_random_order(row) if "chosen" in row else row
-    gold = pair.get("gold") if pair.get("label") is None else pair["label"]
+    gold = pair.get("label") if "chosen" in row or pair.get("gold") is None else pair["gold"]
     kept = {name: value for name, value in pair.items() if name not in GONE}
     return kept if gold is None else {**kept, "gold": gold}

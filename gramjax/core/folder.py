@@ -17,7 +17,7 @@ from gramjax.core.errors import UserError
 CONTENTS = ("config.json", "overrides.json", "env.json", "metrics.jsonl", "tb", "checkpoints",
             "checkpoints-refused", "samples", "eval",
             "plots", "tokenizer", "data.json", "report.html", "DONE", "wandb",
-            "rows.jsonl", "refused.jsonl", "summary.json", "steps", "configs", "rounds.json")
+            "rows.jsonl", "refused.jsonl", "summary.json", "steps", "rounds.json")
 """What a run leaves in its folder; `overwrite` removes exactly these."""
 
 FREE = ("job", "resume", "overwrite", "log", "mesh", "generation", "evals", "data.valid", "model.attention",

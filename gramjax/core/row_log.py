@@ -6,7 +6,7 @@ A row of the input is done when its id stands in one of them.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,14 +15,13 @@ from gramjax.core.errors import DataError
 ROWS, REFUSED, SUMMARY = "rows.jsonl", "refused.jsonl", "summary.json"
 
 
-def whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file; a last line that a kill left half is cut off the file.
+def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file one by one; at the end a last line that a kill left half is cut off the file.
 
     Raises DataError naming the line for any other line that is no row with an id.
     """
     if not path.exists():
-        return []
-    out: list[dict[str, Any]] = []
+        return
     size = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -30,13 +29,13 @@ def whole_lines(path: Path) -> list[dict[str, Any]]:
                 break
             try:
                 row = json.loads(line)
-                out.append({"id": row["id"], **row})
+                row["id"]
             except (ValueError, KeyError, TypeError):
                 raise DataError(f"{path} line {number}: no row of this job; move the file away") from None
+            yield row
             size += len(line)
     if size < path.stat().st_size:
         os.truncate(path, size)
-    return out
 
 
 class RowLog:
@@ -49,10 +48,10 @@ class RowLog:
         self.folder, self.write = folder, write
         self.written = [row["id"] for row in whole_lines(folder / ROWS)]
         self.reasons: dict[str, dict[str, Any]] = {}
-        refused = whole_lines(folder / REFUSED)
-        for row in refused:
+        self.done = set(self.written)
+        for row in whole_lines(folder / REFUSED):
+            self.done.add(row["id"])
             self._count(row["id"], row["reason"])
-        self.done = {*self.written, *(row["id"] for row in refused)}
         self._files: dict[str, TextIO] = {}
 
     def __enter__(self) -> "RowLog":

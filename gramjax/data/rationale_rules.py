@@ -32,6 +32,7 @@ SPLIT = "even split of the votes"
 LOW_SHARE = "vote share too low"
 LOW_PROBABILITY = "label probability too low"
 UNBALANCED = "surplus of one side"
+MORE = "more than asked for"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +150,19 @@ def balanced(rows: Sequence[Mapping[str, Any]], rules: Rules, seed: int = 0) -> 
         for place in drawn[most[side] :]:
             keep[place] = False
     return keep
+
+
+def at_most(rows: Sequence[Mapping[str, Any]], most: int, seed: int = 0) -> list[bool]:
+    """Which rows to keep so that there are `most` of them (0: all), each side in proportion; by seed and id."""
+    if not 0 < most < len(rows):
+        return [True] * len(rows)
+    place: dict[int, tuple[float, int]] = {}
+    for side in SIDES:
+        numbers = {digest(seed, "most", row["id"]): i for i, row in enumerate(rows) if row["label"] == side}
+        for rank, number in enumerate(sorted(numbers)):
+            place[numbers[number]] = (rank + 0.5) / len(numbers), number
+    chosen = set(sorted(place, key=lambda i: place[i])[:most])
+    return [i in chosen for i in range(len(rows))]
 
 
 def _room(others: int, share: float) -> int:

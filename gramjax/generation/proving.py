@@ -14,8 +14,8 @@ from gramjax.core.config import SamplingSection
 from gramjax.core.errors import DataError, UserError
 from gramjax.data import judge_prompts, proofs, rationale_rules
 from gramjax.data.rows import Drop
-from gramjax.generation import scoring
-from gramjax.generation.request import LENGTH, Completion, Request, Statistics
+from gramjax.generation import judging, scoring
+from gramjax.generation.request import LENGTH, Completion, Request, Statistics, wrong
 from gramjax.generation.sampler import Sampler
 
 Row = Mapping[str, Any]
@@ -47,6 +47,8 @@ class Proving:
         for name, known in (("choice", ("score", "first")), ("unconditional", ("blank_template", "bos"))):
             if getattr(self, name) not in known:
                 raise UserError(f"proving.{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}")
+        if problems := wrong(self.sampling):
+            raise UserError(f"proving: {problems[0]}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,16 +96,18 @@ def prove(
 def prompt_of(row: Row, sampler: Sampler, settings: Proving) -> list[int]:
     """Token ids of the prover's prompt. Raises Drop for one that is too long: nothing of it may be cut."""
     text = judge_prompts.prover_prompt(row["prompt"], row["responses"], row["label"], _instruction(settings))
-    return _strict(sampler).prompt(text, **(row.get("chat_template_kwargs") or {}))
+    return _strict(sampler, settings).prompt(text, **(row.get("chat_template_kwargs") or {}))
 
 
 def _instruction(settings: Proving) -> str:
     return settings.instruction or judge_prompts.PROVER_PROMPT
 
 
-def _strict(sampler: Sampler) -> Any:
-    renderer = sampler.renderer
-    return dataclasses.replace(renderer, section=dataclasses.replace(renderer.section, overlong="drop"))
+def _strict(sampler: Sampler, settings: Proving) -> Any:
+    """A renderer that drops what leaves no room for the proof."""
+    limit = judging.room(sampler, judging.Judging(settings.sampling))
+    section = dataclasses.replace(sampler.renderer.section, overlong="drop", max_length=limit)
+    return dataclasses.replace(sampler.renderer, section=section)
 
 
 def choose(
@@ -181,4 +185,4 @@ def _blank(row: Row, sampler: Sampler, settings: Proving) -> list[int]:
             raise UserError("proving.unconditional='bos' needs a tokenizer with a BOS token; use 'blank_template'")
         return [tokenizer.bos_id]
     text = judge_prompts.blank_prover_prompt(row["prompt"], _instruction(settings))
-    return _strict(sampler).prompt(text, **(row.get("chat_template_kwargs") or {}))
+    return _strict(sampler, settings).prompt(text, **(row.get("chat_template_kwargs") or {}))

@@ -4,18 +4,17 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import jax
+from typing import TYPE_CHECKING, Any
 
 from gramjax.checkpoint.lock import RunLock
 from gramjax.core import config as configs
-from gramjax.core import flags, folder, plugins, runtime, spec
+from gramjax.core import flags, folder, plugins, runtime
 from gramjax.core.errors import UserError
 from gramjax.core.row_log import SUMMARY, RowLog
 from gramjax.data import readers
-from gramjax.generation.request import Statistics
-from gramjax.training import sampling, setup
+
+if TYPE_CHECKING:  # JAX is imported by the functions that need it: the help answers at once
+    from gramjax.generation.request import Statistics
 
 EVERY_SECONDS = 10.0
 
@@ -24,15 +23,22 @@ def main(argv: list[str]) -> int:
     """`gramjax annotate --config=annotate:NAME --config.model.path=DIR --config.data.path=FILE --workdir=DIR`."""
     arguments = flags.parse(argv, "annotate")
     config = arguments.config
+    if "annotator" not in config:
+        raise UserError(f"config {arguments.config_name!r} names no annotator (it has no config.annotator)")
     if not config.model.path:
         raise UserError("give --config.model.path=RUN_OR_HF_DIR, the model that annotates")
     if not config.data.path:
         raise UserError("give --config.data.path=FILE, the rows to annotate")
+    runtime.start(distributed=arguments.distributed)
+    import jax
+
     plugin = plugins.load("annotators", config.annotator.name)
     own = configs.section(config.annotator, plugin.Config, "annotator")
-    runtime.start(distributed=arguments.distributed)
-    section = setup.data_section(config)
+    section = configs.section(config.data, configs.DataSection, "data")
     if arguments.dry_run:
+        from gramjax.core import spec
+        from gramjax.training import setup
+
         found = readers.read(config.data.path, section, plugin.ROW_TYPES)
         network = setup.open_network(config, heads=("tokens",))
         print(f"{len(found.rows):,} rows of {found.total:,}, {spec.count(network.model.specs()):,} parameters")
@@ -41,8 +47,10 @@ def main(argv: list[str]) -> int:
     with RunLock(workdir):
         folder.prepare(workdir, config, arguments.overrides, config.resume, config.overwrite)
         found = readers.read(config.data.path, section, plugin.ROW_TYPES)
-        repeated(found.rows, config.data.path)
         with RowLog(workdir, jax.process_index() == 0) as log:
+            if strangers := log.done - {row["id"] for row in found.rows}:
+                raise UserError(f"{workdir} has row {min(strangers)!r}, which {config.data.path} has no more: the rows "
+                                "changed; choose another --workdir, or --config.overwrite=True to begin again")
             annotate(plugin, own, config, found.rows, log)
         summary = {
             "rows": len(found.rows),
@@ -53,17 +61,8 @@ def main(argv: list[str]) -> int:
         if jax.process_index() == 0:
             folder.write_json(workdir / SUMMARY, summary)
             (workdir / "DONE").write_text("")
-    say(summary, workdir)
+            say(summary, workdir)
     return 0
-
-
-def repeated(rows: list[dict[str, Any]], source: str) -> None:
-    """Raise UserError for an id that stands twice: answers are kept by id."""
-    seen: set[str] = set()
-    for row in rows:
-        if row["id"] in seen:
-            raise UserError(f"{source}: two rows have the id {row['id']!r}; annotations are kept by id")
-        seen.add(row["id"])
 
 
 def annotate(plugin: Any, own: Any, config: Any, rows: list[dict[str, Any]], log: RowLog) -> None:
@@ -73,6 +72,9 @@ def annotate(plugin: Any, own: Any, config: Any, rows: list[dict[str, Any]], log
         print(f"{len(rows) - len(left):,} of {len(rows):,} rows are there already", file=sys.stderr)
     if not left:
         return
+    from gramjax.generation.request import Statistics
+    from gramjax.training import sampling
+
     sampler = sampling.open_sampler(config)
     statistics = Statistics()
     began = last = time.monotonic()
@@ -85,7 +87,7 @@ def annotate(plugin: Any, own: Any, config: Any, rows: list[dict[str, Any]], log
     print(progress(rows, log, statistics, time.monotonic() - began), file=sys.stderr, flush=True)
 
 
-def progress(rows: list[dict[str, Any]], log: RowLog, statistics: Statistics, seconds: float) -> str:
+def progress(rows: list[dict[str, Any]], log: RowLog, statistics: "Statistics", seconds: float) -> str:
     """How far the job is."""
     return (
         f"row {len(log.done):,}/{len(rows):,}   {statistics.tokens_per_second:,.0f} tokens/s   "
@@ -95,8 +97,6 @@ def progress(rows: list[dict[str, Any]], log: RowLog, statistics: Statistics, se
 
 def say(summary: Mapping[str, Any], workdir: Path) -> None:
     """What came out, on one line, and the reasons of what did not."""
-    if jax.process_index() != 0:
-        return
     print(f"{summary['written']:,} of {summary['rows']:,} rows  {workdir / 'rows.jsonl'}")
     for reason, found in reasons(summary):
         print(f"  {found['count']:,} without: {reason} (first: {found['first']})")

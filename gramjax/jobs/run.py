@@ -1,14 +1,16 @@
 """Run a recipe: commands in order, those that are done are skipped, every file in between can be read."""
 
+import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from gramjax.checkpoint.lock import RunLock
-from gramjax.core import flags, folder, plugins
-from gramjax.core.errors import GramjaxError, UserError
+from gramjax.core import checks, flags, folder, plugins
+from gramjax.core.errors import DataError, GramjaxError, UserError
 from gramjax.core.recipe import Step
+from gramjax.core.row_log import ROWS, SUMMARY
 
 ROUNDS = "rounds.json"
 
@@ -19,20 +21,26 @@ def main(argv: list[str]) -> int:
     config, workdir = arguments.config, Path(arguments.workdir or ".")
     if "recipe" not in config:
         raise UserError(f"config {arguments.config_name!r} is no recipe (it has no config.recipe)")
+    if arguments.distributed:
+        raise UserError("gramjax run is one process; run its steps (--dry_run lists them) with --distributed instead")
     plugin = plugins.load("recipes", config.recipe.name)
     steps = plugin.steps(config, workdir)
+    for step in steps:
+        checks.check(step.config, step.verb)
     if arguments.dry_run:
         for step in steps:
-            flags.checks.check(step.config, step.verb)
             print(command(step, workdir))
         return 0
     with RunLock(workdir):
         folder.prepare(workdir, config, arguments.overrides, config.resume, config.overwrite)
         for step in steps:
-            if not (code := take(step, steps, workdir)):
-                folder.write_json(workdir / ROUNDS, state(plugin, config, steps, workdir))
+            if finished(step, workdir):
                 continue
-            return code
+            print(f"== {step.name} ({steps.index(step) + 1} of {len(steps)})  {command(step, workdir)}", flush=True)
+            if code := take(step, workdir):
+                return code
+            folder.write_json(workdir / ROUNDS, state(plugin, config, steps, workdir))
+        folder.write_json(workdir / ROUNDS, state(plugin, config, steps, workdir))
         (workdir / "DONE").write_text("")
     finish(workdir)
     return 0
@@ -45,7 +53,7 @@ def command(step: Step, workdir: Path) -> str:
 
 def config_file(step: Step, workdir: Path) -> Path:
     """Where the config of a step lies."""
-    return workdir / "configs" / f"{step.name}.json"
+    return workdir / "steps" / f"{step.name}.config.json"
 
 
 def place(step: Step, workdir: Path) -> Path:
@@ -53,30 +61,43 @@ def place(step: Step, workdir: Path) -> Path:
     return workdir / "steps" / step.name
 
 
-def take(step: Step, steps: list[Step], workdir: Path) -> int:
-    """Run a step unless it is done; returns its exit code."""
-    done = workdir / "steps" / f"{step.name}.json"
-    if done.is_file():
-        return 0
+def finished(step: Step, workdir: Path) -> dict[str, Any]:
+    """What was noted when a step was done; empty before."""
+    path = workdir / "steps" / f"{step.name}.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+
+def take(step: Step, workdir: Path) -> int:
+    """Run a step and note that it is done; returns its exit code. Errors name the step."""
     folder.write_json(config_file(step, workdir), folder.as_dict(step.config))
-    print(f"== {step.name} ({steps.index(step) + 1} of {len(steps)})  {command(step, workdir)}", flush=True)
     began = time.perf_counter()
     argv = [f"--config={config_file(step, workdir)}", f"--workdir={place(step, workdir)}"]
-    code = plugins.load("jobs", step.verb).main(argv)
+    try:
+        code = plugins.load("jobs", step.verb).main(argv)
+        nothing_left(place(step, workdir))
+    except (UserError, DataError) as error:
+        raise type(error)(f"step {step.name}: {error}") from error
     if not code:
-        folder.write_json(done, {"seconds": time.perf_counter() - began})
+        folder.write_json(workdir / "steps" / f"{step.name}.json", {"seconds": time.perf_counter() - began})
     return code
+
+
+def nothing_left(done: Path) -> None:
+    """Raise DataError for a step that wrote a file of rows without a row: no later step could go on."""
+    summary = json.loads((done / SUMMARY).read_text("utf-8")) if (done / SUMMARY).is_file() else {}
+    if summary and not summary["written"]:
+        reasons = {**summary["refused"], **summary["unreadable"]}
+        found = "; ".join(f"{lost['count']:,} {why}" for why, lost in reasons.items())
+        raise DataError(f"{done / ROWS}: none of {summary['rows']:,} rows is left ({found})")
 
 
 def state(plugin: Any, config: Any, steps: list[Step], workdir: Path) -> dict[str, Any]:
     """What `rounds.json` holds: the recipe's numbers, and every step with its seconds."""
     listed = []
     for step in steps:
-        found = flags.read_json(path) if (path := workdir / "steps" / f"{step.name}.json").is_file() else {}
-        seconds = found.get("seconds")
-        listed.append({"name": step.name, "verb": step.verb, "done": bool(found), "seconds": seconds})
-    finished = all(step["done"] for step in listed)
-    return {**plugin.summarise(config, workdir), "steps": listed, "finished": finished}
+        found = finished(step, workdir)
+        listed.append({"name": step.name, "verb": step.verb, "done": bool(found), "seconds": found.get("seconds")})
+    return {**plugin.summarise(config, workdir), "steps": listed, "finished": all(step["done"] for step in listed)}
 
 
 def finish(workdir: Path) -> None:

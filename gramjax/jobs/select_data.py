@@ -14,6 +14,8 @@ def main(argv: list[str]) -> int:
     """`gramjax select_data --config=select_data:NAME --config.data.path=FILE --workdir=DIR`: DIR/rows.jsonl."""
     arguments = flags.parse(argv, "select_data")
     config = arguments.config
+    if "selection" not in config:
+        raise UserError(f"config {arguments.config_name!r} names no selection (it has no config.selection)")
     if not config.data.path:
         raise UserError("give --config.data.path=FILE, the rows to choose from")
     plugin = plugins.load("selection/rows", config.selection.name)

@@ -23,6 +23,7 @@ from gramjax.models import heads
 
 HEADS = ("tokens",)
 PARTS = ("judge", "label", "prover")
+NOT_SWAPPED = "pairs trained on in one order only"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Config:
     label_weight: float = 1.0
     """Weight of the token that is the label; 1: that of any other token, as published."""
     swap: bool = False
-    """Also train on each pair in the other order, where the names of the sides can be rewritten with certainty."""
+    """Also train on each pair in the other order, where the names of the sides can be rewritten with certainty and the
+    number of tokens stays."""
 
 
 def resolve(config: Config, renderer: Any) -> Config:
@@ -61,7 +63,11 @@ def encode(row: dict[str, Any], renderer: Any, config: Config) -> Any:
     if not config.swap:
         return first
     turned = _swapped(row, config)
-    return first if turned is None else (first, _rendered(turned, renderer, config))
+    second = None if turned is None else _rendered(turned, renderer, config)
+    if second is None or len(second.tokens[0]) != len(first.tokens[0]):  # renderings of a row have one length
+        renderer.counts[NOT_SWAPPED] += 1
+        return first
+    return first, second
 
 
 def _swapped(row: dict[str, Any], config: Config) -> dict[str, Any] | None:

@@ -8,12 +8,15 @@
     final       tuning of the last judge on the human rationales
 
 Without `labelled` rows R0 learns from the human rationales. Gold labels of unlabelled pairs (`gold`, or the label of a
-preference row) are counted with and never shown. Each step is a gramjax command whose config lies in `configs/`.
+preference row) are counted with and never shown. Each step is a gramjax command whose config lies beside its folder.
 """
 
 import copy
 import dataclasses
+import itertools
 import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from gramjax.generation.judging import Judging
 from gramjax.generation.proving import Proving
 
 SOURCES = ("prover", "self", "none")
+ROLES = ("prover", "judge", "final")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,10 @@ class Config:
     """Who writes the rationales of the rounds: `prover`, `self` (the judge's own) or `none` (labels alone)."""
     init: str = "base"
     """What each round is trained from: the `base` model (config.model), or the judge of the round `previous`."""
+    label_weight: float = 1.0
+    """Weight of the label's token when judges are trained; 1: as published."""
+    swap: bool = False
+    """Train judges on each pair in the other order too, where the names of the sides can be rewritten."""
     most_per_round: int = 0
     """Most pseudo-labelled pairs that a round adds; 0: all that pass."""
     final: bool = True
@@ -58,9 +66,18 @@ class Config:
     """What votes and rationales must pass."""
 
 
-def check(own: Config) -> None:
+def needs_prover(own: Config) -> bool:
+    """Whether any step has proofs written."""
+    if own.labelled and own.rationale_source != "none":
+        return True
+    return own.rounds > 0 and own.rationale_source == "prover"
+
+
+def check(own: Config, phases: Iterable[str] = ()) -> None:
     """Raise UserError for settings that cannot go together."""
-    if not own.rationales and own.rationale_source == "prover":
+    if unknown := sorted(set(phases) - set(ROLES)):
+        raise UserError(f"config.phases.{unknown[0]}: the phases of this recipe are {', '.join(ROLES)}")
+    if not own.rationales and needs_prover(own):
         raise UserError("config.recipe.rationales is empty; give pairs with rationales, from which the prover learns")
     if own.rationale_source not in SOURCES:
         raise UserError(f"config.recipe.rationale_source={own.rationale_source!r} is not one of {', '.join(SOURCES)}")
@@ -85,10 +102,10 @@ class _Plan:
     def __init__(self, config: Any, workdir: Path) -> None:
         self.config, self.own, self.workdir = config, configs.section(config.recipe, Config, "recipe"), workdir
         self.steps: list[Step] = []
-        check(self.own)
-        own, proves = self.own, self.own.rationale_source == "prover"
+        own = self.own
+        check(own, config.phases)
         labels_only = own.rationale_source == "none"
-        if proves or own.labelled:
+        if needs_prover(own):
             self.prover = self.train("prover", "prover", "prover", own.rationales)
         seen = own.rationales
         if own.labelled and labels_only:
@@ -121,13 +138,15 @@ class _Plan:
         changes = self.config.phases.get(role, ConfigDict())
         config.update(changes)
         config.objective.part = part
+        if part != "prover":
+            config.objective.label_weight, config.objective.swap = self.own.label_weight, self.own.swap
         given = self.own.proving.instruction if part == "prover" else self.own.judging.instruction
         config.objective.instruction = given
         if "rationale" in config.evals:  # judged as it was trained, by the sampler of the other steps
             config.evals.rationale.judging.instruction = given
             config.evals.rationale.generation = copy.deepcopy(self.config.generation)
         config.data.train = rows
-        config.train.evaluate = bool(config.evals and config.data.valid)
+        config.train.evaluate = bool(config.train.evaluate and config.evals and config.data.valid)
         if start:
             config.model.path, config.model.step, config.model.random_weights = start, 0, False
             config.model.arch = configs.as_config(configs.plugins.load("models", config.model.kind).Config())
@@ -152,8 +171,9 @@ class _Plan:
     def select(self, name: str, selection: str, path: str, **changes: Any) -> str:
         """Some rows of `path`; returns the file."""
         config = configs.for_rows("select_data", ("data",))
+        config.data = copy.deepcopy(self.config.data)
         config.data.path, config.seed = path, self.config.seed
-        config.data.on_bad_row = self.config.data.on_bad_row
+        config.data.train = config.data.valid = ()
         configs.with_plugin(config, "selection", "selection/rows", selection)
         config.selection.update(changes)
         return str(Path(self.add(name, "select_data", config)) / row_log.ROWS)
@@ -242,62 +262,76 @@ def _filter(name: str, folder: Path | None) -> dict[str, Any]:
     return {"name": name, "before": found["rows"], "after": found["written"], "dropped": found["refused"]}
 
 
-def _rows(folder: Path | None) -> list[dict[str, Any]]:
+def _rows(folder: Path | None) -> Iterator[dict[str, Any]]:
+    """The rows of a step, one at a time: they hold every draw and every proof."""
     path = folder / row_log.ROWS if folder is not None else None
-    if path is None or not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+    if path is not None and path.is_file():
+        with path.open(encoding="utf-8") as file:
+            yield from (json.loads(line) for line in file if line.endswith("\n"))
 
 
 def _mean_score(folder: Path) -> float | None:
-    scores = [max(p["score"] for p in row["proofs"] if not p["reason"] and p["score"] is not None)
-              for row in _rows(folder) if any(not p["reason"] and p["score"] is not None for p in row["proofs"])]
-    return sum(scores) / len(scores) if scores else None
+    """Mean score (5) of the chosen proofs; None where nothing was scored."""
+    total, count = 0.0, 0
+    for row in _rows(folder):
+        scores = [proof["score"] for proof in row["proofs"] if not proof["reason"] and proof["score"] is not None]
+        if scores:
+            total, count = total + max(scores), count + 1
+    return total / count if count else None
 
 
-def _precision(rows: list[dict[str, Any]]) -> tuple[float | None, int]:
+Labels = Counter[tuple[str | None, str | None]]
+"""How often which label stands beside which gold label."""
+
+
+def _precision(labels: Labels) -> tuple[float | None, int]:
     """Share of right labels among the rows whose gold label is known and that have a label, and their number."""
-    known = [row for row in rows if row.get("gold") in ("A", "B") and row.get("label") in ("A", "B")]
-    right = sum(row["label"] == row["gold"] for row in known)
-    return (right / len(known) if known else None), len(known)
+    known = sum(count for (label, gold), count in labels.items() if label and gold)
+    right = sum(count for (label, gold), count in labels.items() if label and label == gold)
+    return (right / known if known else None), known
 
 
-def _round(number: int, folders: dict[str, Path]) -> dict[str, Any]:
+def _judged(folder: Path) -> dict[str, Any]:
+    """What the judgements of a round came to."""
+    votes, first, shares = Labels(), Labels(), Counter[str]()
+    for row in _rows(folder):
+        votes[row["label"], row.get("gold")] += 1
+        first[row["judgements"][0]["verdict"], row.get("gold")] += 1
+        shares[f"{row['vote_share']:.4g}"] += 1
+    precise, num_gold = _precision(votes)
+    return {
+        "num_unlabelled": votes.total(),
+        "pseudo_labels": {"precision_one_draw": _precision(first)[0], "precision_vote": precise, "num_gold": num_gold},
+        "vote_histogram": {share: shares[share] for share in sorted(shares, key=float)},
+    }
+
+
+def _round(number: int, folders: Mapping[str, Path]) -> dict[str, Any]:
     """One round, as far as it is done."""
     out: dict[str, Any] = _trained(folders.get(f"R{number}"))
-    judged = _rows(folders.get(f"R{number}-judge")) if _filter("", folders.get(f"R{number}-judge")) else []
+    judge = folders.get(f"R{number}-judge")
+    judged = _judged(judge) if judge is not None and _filter("", judge) else {}
     if not out and not judged:
         return {}
-    out = {"round": number, "name": f"R{number}", **out}
+    out = {"round": number, "name": f"R{number}", **out, **judged}
     if not judged:
         return out
-    names = ("votes", "proofs", "own", "rules", "balance")
-    filters = [_filter(name, folders.get(f"R{number}-{name}")) for name in names]
+    names = [name for name in ("votes", "proofs", "own", "rules", "balance") if f"R{number}-{name}" in folders]
+    filters = [_filter(name, folders[f"R{number}-{name}"]) for name in names]
     out["filters"] = [found for found in filters if found]
-    out["num_unlabelled"] = len(judged)
-    first = [{**row, "label": row["judgements"][0]["verdict"]} for row in judged]
-    precise, num_gold = _precision(judged)
-    out["pseudo_labels"] = {
-        "precision_one_draw": _precision(first)[0], "precision_vote": precise, "num_gold": num_gold,
-    }  # fmt: skip
-    last = next(folders[f"R{number}-{name}"] for name in names[::-1] if f"R{number}-{name}" in folders)
-    if _filter("", last):
-        kept = _rows(last)
+    if filters[-1]:
+        kept = Labels((row["label"], row.get("gold")) for row in _rows(folders[f"R{number}-{names[-1]}"]))
         out["pseudo_label_precision"] = out["pseudo_labels"]["precision_kept"] = _precision(kept)[0]
-        out["kept_share"] = len(kept) / len(judged)
-        out["share_of_a"] = sum(row["label"] == "A" for row in kept) / len(kept) if kept else None
-    histogram: dict[str, int] = {}
-    for row in judged:
-        share = f"{row['vote_share']:.4g}"
-        histogram[share] = histogram.get(share, 0) + 1
-    out["vote_histogram"] = {share: histogram[share] for share in sorted(histogram, key=float)}
+        out["kept_share"] = kept.total() / judged["num_unlabelled"] if judged["num_unlabelled"] else None
+        side_a = sum(count for (label, _), count in kept.items() if label == "A")
+        out["share_of_a"] = side_a / kept.total() if kept else None
     return out
 
 
-def _rationales(folders: dict[str, Path], last: int, count: int = 3) -> list[dict[str, Any]]:
+def _rationales(folders: Mapping[str, Path], last: int, count: int = 3) -> list[dict[str, Any]]:
     """The first rationales of the newest round that has any."""
     for number in range(last, 0, -1):
-        rows = _rows(folders.get(f"R{number}-rules"))[:count]
+        rows = list(itertools.islice(_rows(folders.get(f"R{number}-rules")), count))
         if rows:
             names = ("id", "prompt", "responses", "label", "gold", "rationale")
             return [{"round": number, **{name: row.get(name) for name in names}} for row in rows]

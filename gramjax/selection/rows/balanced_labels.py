@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gramjax.data.rationale_rules import UNBALANCED, Rules, balanced
-from gramjax.data.rows import Tally, digest
+from gramjax.data.rationale_rules import MORE, NO_VERDICT, UNBALANCED, Rules, at_most, balanced
+from gramjax.data.rows import Tally
+from gramjax.data.sides import SIDES
 
 ROW_TYPES = ("pair_unlabelled",)
-MORE = "more than asked for"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,17 +25,24 @@ def select(
 ) -> tuple[list[dict[str, Any]], Tally]:
     """Rows with a `label`, as preference rows (`chosen`, `rejected`), in order."""
     dropped = Tally()
-    kept = []
-    for row, keep in zip(rows, balanced(rows, config.rules, seed), strict=True):
+    known, kept = [], []
+    for row in rows:
+        if row.get("label") in SIDES:
+            known.append(row)
+        else:
+            dropped.add(NO_VERDICT, row["id"])
+    for row, keep in zip(known, balanced(known, config.rules, seed), strict=True):
         if keep:
             kept.append(row)
         else:
             dropped.add(UNBALANCED, row["id"])
-    order = sorted(kept, key=lambda row: digest(seed, "most", row["id"]))
-    for row in order[config.most or len(order) :]:
-        dropped.add(MORE, row["id"])
-    chosen = {row["id"] for row in order[: config.most or None]}
-    return [preferred(row) for row in kept if row["id"] in chosen], dropped
+    out = []
+    for row, keep in zip(kept, at_most(kept, config.most, seed), strict=True):
+        if keep:
+            out.append(preferred(row))
+        else:
+            dropped.add(MORE, row["id"])
+    return out, dropped
 
 
 def preferred(row: Mapping[str, Any]) -> dict[str, Any]:

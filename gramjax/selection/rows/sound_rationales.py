@@ -2,15 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from gramjax.core.errors import UserError
 from gramjax.data import tokenizer
-from gramjax.data.rationale_rules import Rules, filtered
-from gramjax.data.rows import Tally, digest
+from gramjax.data.rationale_rules import MORE, Rules, at_most, filtered
+from gramjax.data.rows import Tally
 
 ROW_TYPES = ("rationale",)
-MORE = "more than asked for"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Config:
 
     rules: Rules = Rules()
     tokenizer: str = "bytes"
-    """As `config.tokenizer.path`: rules.max_tokens counts its tokens."""
+    """As `config.tokenizer.path`, or a run folder: rules.max_tokens counts its tokens."""
     most: int = 0
     """Most rows that are kept, drawn by seed and id; 0: all."""
 
@@ -30,12 +30,13 @@ def select(
     """The rows that pass, in order, and the reasons of the others."""
     if not config.tokenizer:
         raise UserError("config.selection.tokenizer is empty; give the tokenizer of the judge, or 'bytes'")
-    loaded = tokenizer.load(config.tokenizer, "", "")
+    of_run = Path(config.tokenizer) / "tokenizer"
+    loaded = tokenizer.load(str(of_run) if of_run.is_dir() else config.tokenizer, "", "")
     found = filtered(rows, config.rules, lambda text: len(loaded.encode_text(text)), seed)
-    if not 0 < config.most < len(found.rows):
-        return found.rows, found.dropped
-    drawn = sorted(found.rows, key=lambda row: digest(seed, "most", row["id"]))
-    for row in drawn[config.most :]:
-        found.dropped.add(MORE, row["id"])
-    chosen = {row["id"] for row in drawn[: config.most]}
-    return [row for row in found.rows if row["id"] in chosen], found.dropped
+    kept = []
+    for row, keep in zip(found.rows, at_most(found.rows, config.most, seed), strict=True):
+        if keep:
+            kept.append(row)
+        else:
+            found.dropped.add(MORE, row["id"])
+    return kept, found.dropped
