@@ -363,7 +363,7 @@ def _searched(
         part = slice(start, start + piece)
         hidden, cache = _read(weights, tokens[:, part], segments[:, part], cache, model=model, capacity=prompt)
         statistics.prefills += 1
-    capacity = bucket(min(settings.steps_per_call, limit))
+    capacity = bucket(min(1 + settings.steps_per_call, limit))
     state = _begin(weights, hidden, cache, terms, num_beams=num_beams, capacity=capacity)
     del cache
     count, is_open = 1, limit > 1
