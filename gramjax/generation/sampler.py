@@ -68,7 +68,7 @@ class Sampler:
                         request = dataclasses.replace(request)
                     owner[id(request)] = asked, place
                     yield request
-                while len(waiting) >= window:  # until `ready` has emptied it a little
+                while len(waiting) >= max(window, 1):  # until `ready` has emptied it a little
                     yield None
 
         def ready() -> Iterator[tuple[T, list[list[Completion]]]]:
