@@ -41,6 +41,8 @@ class Ranking:
     """Mean win probability of each item, by item, over the pairs it was in; None for one that met nobody."""
     comparisons: int
     """Pairs that were judged."""
+    method: str
+    """Of `METHODS`."""
 
 
 def rank(
@@ -113,7 +115,7 @@ def _ranking(count: int, method: str, seed: int, identity: str, top: int) -> Ask
         while items and len(order) < (top or count):
             order.append((yield from best(items, ask)))
             items.remove(order[-1])
-    return Ranking(tuple(order), tuple(_means(known, count)), len(known))
+    return Ranking(tuple(order), tuple(_means(known, count)), len(known), method)
 
 
 def _linear(items: Sequence[int], ask: Ask) -> Generator[list[Pair], Found, int]:

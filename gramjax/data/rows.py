@@ -18,6 +18,7 @@ PREFERENCE = "preference"
 UNPAIRED = "unpaired"
 STEPWISE = "stepwise"
 PAIR_UNLABELLED = "pair_unlabelled"
+RESPONSES = "responses"
 RATIONALE = "rationale"
 
 NEEDS: dict[str, str] = {
@@ -26,6 +27,7 @@ NEEDS: dict[str, str] = {
     STEPWISE: "'prompt', 'completions' and 'labels'",
     RATIONALE: "'prompt', 'responses' (two answers), 'label' (A or B) and 'rationale'",
     PAIR_UNLABELLED: "'prompt' and 'responses' (two answers)",
+    RESPONSES: "'prompt' and 'responses' (two answers or more)",
     LANGUAGE_MODELING: "'text' or 'messages'",
     PROMPT_COMPLETION: "'prompt' and 'completion'",
     PROMPT_ONLY: "'prompt'",
@@ -111,7 +113,8 @@ def detect(row: Mapping[str, Any], where: str = "row") -> str:
     if {"completions", "labels"} <= has:
         found.append(STEPWISE)
     if {"prompt", "responses"} <= has:
-        found.append(RATIONALE if {"label", "rationale"} <= has else PAIR_UNLABELLED)
+        many = isinstance(row["responses"], list) and len(row["responses"]) > 2
+        found.append(RATIONALE if {"label", "rationale"} <= has else RESPONSES if many else PAIR_UNLABELLED)
     if "messages" in has or "text" in has:
         found.append(LANGUAGE_MODELING)
     if {"prompt", "completion"} <= has and UNPAIRED not in found:
@@ -271,8 +274,8 @@ def normalise(row: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
         if not all(isinstance(step, str) for step in steps) or not all(isinstance(label, bool) for label in labels):
             raise DataError(f"{where}: 'completions' must hold strings and 'labels' true or false")
         out["prompt"] = text_field(row, "prompt", where)
-    elif kind in (PAIR_UNLABELLED, RATIONALE):
-        out["responses"], out["prompt"] = _responses(row, where)
+    elif kind in (PAIR_UNLABELLED, RATIONALE, RESPONSES):
+        out["responses"], out["prompt"] = _responses(row, where, kind)
         if kind == RATIONALE:
             _check_rationale(row, where)
     elif kind == PROMPT_COMPLETION:
@@ -290,11 +293,12 @@ def normalise(row: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
     return out
 
 
-def _responses(row: Mapping[str, Any], where: str) -> tuple[list[Text], Text]:
+def _responses(row: Mapping[str, Any], where: str, kind: str) -> tuple[list[Text], Text]:
     responses = row["responses"]
-    if not isinstance(responses, list) or len(responses) != 2:
+    if not isinstance(responses, list) or len(responses) < 2 or (len(responses) > 2 and kind != RESPONSES):
         count = len(responses) if isinstance(responses, list) else _kind(responses)
-        raise DataError(f"{where}: 'responses' has {count} answers; two were expected")
+        wanted = "two or more" if kind == RESPONSES else "two"
+        raise DataError(f"{where}: 'responses' has {count} answers; {wanted} were expected")
     parts: dict[str, Text] = {"prompt": text_field(row, "prompt", where)}
     for index, response in enumerate(responses):
         name = f"responses {index + 1}"
@@ -302,7 +306,7 @@ def _responses(row: Mapping[str, Any], where: str) -> tuple[list[Text], Text]:
     parts = same_kind(parts, where)
     prompt = parts.pop("prompt")
     answers = list(parts.values())
-    if answers[0] == answers[1]:
+    if kind != RESPONSES and answers[0] == answers[1]:
         raise Drop("identical responses")
     return answers, prompt
 
@@ -318,10 +322,12 @@ def converted(row: dict[str, Any], kind: str, want: str, seed: int = 0) -> dict[
     """A normalised row of type `kind` as one of type `want`, or None where that makes no sense.
 
     A preference pair becomes an unlabelled one with its answers in an order that depends on the id only, so that the
-    label cannot leak through the order. A row with a rationale is a preference pair too.
+    label cannot leak through the order. A row with a rationale is a preference pair too, and a pair is a short list.
     """
-    if kind == want:
+    if kind == want or (kind, want) == (PAIR_UNLABELLED, RESPONSES):
         return row
+    if want == RESPONSES:
+        want = PAIR_UNLABELLED
     if kind == PREFERENCE and want == PAIR_UNLABELLED:
         pair = [row["chosen"], row["rejected"]]
         gone = ("chosen", "rejected", "margin", "score_chosen", "score_rejected")
@@ -336,7 +342,7 @@ def converted(row: dict[str, Any], kind: str, want: str, seed: int = 0) -> dict[
         return {**kept, "chosen": chosen, "rejected": rejected, "margin": row.get("margin"), "subset": _subset(row)}
     if kind == PREFERENCE and want == PROMPT_COMPLETION:
         return {**{k: v for k, v in row.items() if k not in ("chosen", "rejected")}, "completion": row["chosen"]}
-    if want == PROMPT_ONLY and kind in (PREFERENCE, PROMPT_COMPLETION, UNPAIRED, PAIR_UNLABELLED, RATIONALE):
+    if want == PROMPT_ONLY and kind in (PREFERENCE, PROMPT_COMPLETION, UNPAIRED, PAIR_UNLABELLED, RATIONALE, RESPONSES):
         answers = ("chosen", "rejected", "completion", "label", "responses", "rationale")
         return {k: v for k, v in row.items() if k not in answers}
     if kind == PROMPT_COMPLETION and want == LANGUAGE_MODELING and isinstance(row["prompt"], list):

@@ -207,6 +207,14 @@ def prompts_of(row: Row, sampler: Sampler, settings: Judging) -> tuple[dict[bool
     return prompts(shown), True
 
 
+def check_score(score: str, sampler: Sampler, where: str) -> None:
+    """Raise UserError for a score that does not exist or that this tokenizer cannot give; `where` names the setting."""
+    if score not in SCORES:
+        raise UserError(f"{where} is {score!r}; choose one of {', '.join(SCORES)}")
+    if score == "probability" and not candidates(sampler):
+        raise UserError(f"{where}='probability': A and B are no single tokens of this tokenizer; use 'votes'")
+
+
 def candidates(sampler: Sampler) -> tuple[int, ...]:
     """The tokens of A and B inside an answer; empty where one is no single token: no probability is known then."""
     return _candidates(sampler.renderer.tokenizer)
