@@ -84,7 +84,7 @@ def test_equal_responses_and_unreadable_verdicts_are_ties():
     row["responses"] = [row["responses"][0]] * 3
     (out,) = annotate([row])
     assert out["wins"] == [0.5] * 3 and out["num_judgements"] == 0 and out["num_undecided"] == 0
-    (out,) = annotate(lists(1, 3), written.sampler(unreadable=30.0))
+    (out,) = annotate(lists(1, 3), written.sampler(unreadable=40.0))
     assert out["wins"] == [0.5] * 3 and (out["num_judgements"], out["num_undecided"]) == (6, 3)
     assert all(c["win"] is None and c["failed"] == 2 for c in out["comparisons"])
 

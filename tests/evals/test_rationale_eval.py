@@ -100,7 +100,7 @@ def test_a_judge_that_takes_the_first():
 
 
 def test_unreadable_replies_are_wrong_and_counted():
-    metrics, found = run(rows(8), written.sampler(unreadable=30.0))
+    metrics, found = run(rows(8), written.sampler(unreadable=40.0))
     assert (metrics["accuracy"], metrics["num_undecided"], metrics["unreadable_share"]) == (0, 8, 1)
     assert metrics["agreement"] is None and metrics["accuracy_one_draw"] == 0
     assert all(r["label"] is None and r["probability"] is None and not r["correct"] for r in found)

@@ -108,7 +108,7 @@ def test_what_cannot_be_read_is_no_vote():
         assert {key: columns[key] for key in counts} == counts
         values = each.values("votes")
         assert np.isnan(values).sum() == counts["failed"] and each.columns(name) == columns
-    nothing = judged(written.pairs(2), written.sampler(unreadable=30.0))
+    nothing = judged(written.pairs(2), written.sampler(unreadable=40.0))
     for each in nothing.values():
         assert each.columns("x")["label"] is None and np.isnan(each.over_orders(each.values("probability")))
 

@@ -25,7 +25,7 @@ ARCH = decoder.Config(
 )  # fmt: skip
 CHAIN = ("<think>\nFeedback:\nResponse A:", " yes", "\nResponse B:", " no", " is better.\n</think>\n<answer>")
 UNREADABLE = " d"
-CERTAIN = 30.0
+CERTAIN = 60.0
 """Logit of what follows for sure."""
 
 
@@ -41,7 +41,7 @@ def single(text):
     return token
 
 
-def params(lean=0.0, content=3.0, unreadable=None):
+def params(lean=0.0, content=1.5, unreadable=None):
     """Parameters at rest. `lean`: logit for the response shown first; `content`: spread of what the prompt adds;
     `unreadable`: logit of an answer that is no letter, None for never."""
     network = model.build("decoder", ARCH, None, "float32")
@@ -62,12 +62,12 @@ def params(lean=0.0, content=3.0, unreadable=None):
     head[:, single("</answer>")] = sure * letter_embed
     head[:, tokens().eos_id] = sure * chain[-1]
     for letter, sign in (("A", 1), ("B", -1)):
-        head[:, single(letter)] = (sure + sign * lean / 16) * chain[-2] + sign * said / 8
+        head[:, single(letter)] = (sure + sign * lean / 16) * chain[-2] + sign * said / 4
     if unreadable is not None:
         head[:, single(UNREADABLE)] += (sure + unreadable / 8) * chain[-2]
         embed[single(UNREADABLE)] = letter_embed
     flat["embed"] = embed
-    for name, scale in (("q", 1.5), ("k", 1.5), ("v", 1.0)):
+    for name, scale in (("q", 4.0), ("k", 4.0), ("v", 1.0)):
         shape = flat[f"layers/000/attn/{name}"].shape
         flat[f"layers/000/attn/{name}"] = scale / 8 * generator.normal(size=shape)
     flat["layers/000/attn/o"] = content / 8 * generator.normal(size=(2, 16, 1)) * said
@@ -75,7 +75,7 @@ def params(lean=0.0, content=3.0, unreadable=None):
 
 
 @functools.cache
-def sampler(lean=0.0, content=3.0, unreadable=None, slots=8, max_length=world.MAX_LENGTH):
+def sampler(lean=0.0, content=1.5, unreadable=None, slots=8, max_length=world.MAX_LENGTH):
     """The judge, ready to answer."""
     network = model.build("decoder", ARCH, None, "float32")
     renderer = Renderer(tokens(), DataSection(max_length=max_length))
