@@ -343,3 +343,24 @@ def test_metrics_of_hand_made_rows():
     table = {(b["from"], b["to"]): (b["num_pairs"], b["num_correct"]) for b in metrics["length_buckets"]}
     # differences: +0.5, -0.5, 0, +0.9; a bucket holds its lower edge
     assert table == {(-0.5, -0.2): (1, 0), (-0.05, 0.05): (1, 1), (0.5, None): (2, 1)}
+
+
+def test_rows_of_a_benchmark_are_also_counted_by_its_rules(networks):
+    """JudgeBench from the verdicts of both orders, RM-Bench from its cells; the columns stay in the rows."""
+    sources = ("mmlu-pro-law", "livebench-math", "livecodebench")
+    judged = [{**row, "pair_id": row["id"], "source": sources[i % 3]} for i, row in enumerate(rows(18))]
+    metrics, written = run(networks["judge"], judged)
+    first, second = ([r[name] > 0.5 for r in written] for name in ("p_first", "p_second"))
+    assert metrics["judgebench_official"] == np.mean([a and not b for a, b in zip(first, second)])
+    assert metrics["judgebench_averaged"] == metrics["accuracy"]
+    assert metrics["judgebench"]["inconsistent"] == pytest.approx(1 - metrics["swap_consistency"])
+    assert [r["source"] for r in written] == [row["source"] for row in judged]
+    scalar, _ = run(networks["score"], judged)
+    assert scalar["judgebench_official"] == scalar["judgebench_averaged"] == scalar["accuracy"]
+    places = [(group, i, j) for group in ("a", "b") for i in range(3) for j in range(3)]
+    cells = [{**row, "domain": "chat", "group": g, "matrix_id": f"{i}-{j}"} for row, (g, i, j) in zip(rows(18), places)]
+    metrics, written = run(networks["judge"], cells)
+    assert metrics["rm_bench_overall"] == pytest.approx(metrics["accuracy"]) and "judgebench" not in metrics
+    hard = [r["correct"] for r, (_, i, j) in zip(written, places) if i < j]
+    assert metrics["rm_bench_hard"] == pytest.approx(np.mean(hard))
+    assert "rm_bench" not in run(networks["judge"], rows(3))[0]
