@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import written_judge as written
 
-from gramjax.core.config import SamplingSection
+from gramjax.core.config import DataSection, SamplingSection
 from gramjax.core.errors import UserError
-from gramjax.data import rationales
+from gramjax.data import judge_prompts, rationales, text, tokenizer
 from gramjax.data.recipes import permutation_world as world
 from gramjax.data.rows import Drop
 from gramjax.generation import judging
@@ -47,8 +47,9 @@ def test_the_probability_is_the_two_letter_softmax_of_a_fresh_pass():
     for row in rows:
         for draw in judged([row], sampler, n=2)[row["id"]].draws:
             before, _, _ = draw.reply.rpartition("A</answer>" if draw.reply.endswith("A</answer>") else "B</answer>")
-            text = written.asked(row, draw.swapped)
-            ids = sampler.renderer.prompt(text) + sampler.renderer.tokenizer.encode_text(before, continuing=True)
+            ids = sampler.renderer.prompt(written.asked(row, draw.swapped)) + sampler.renderer.tokenizer.encode_text(
+                before, continuing=True
+            )
             hidden = network.forward(params, {"tokens": jnp.array([ids])}).hidden
             logits = heads.logits(params, hidden)[0, -1, np.array([written.single("A"), written.single("B")])]
             shown_first = float(np.exp(logits[0]) / np.exp(logits).sum())
@@ -127,13 +128,13 @@ def test_long_pairs_lose_the_ends_of_their_responses_only():
     prompts, cut = judging.prompts_of(LONG, sampler, written.judging())
     assert cut and max(map(len, prompts.values())) <= world.MAX_LENGTH
     for turned, ids in prompts.items():
-        text = sampler.renderer.tokenizer.decode(ids)
-        shown = [part.partition("\n")[2].partition("\n[The End")[0] for part in text.split("[The Start of")[1:]]
+        said = sampler.renderer.tokenizer.decode(ids)
+        shown = [part.partition("\n")[2].partition("\n[The End")[0] for part in said.split("[The Start of")[1:]]
         own = LONG["responses"][::-1] if turned else LONG["responses"]
         assert all(whole.startswith(kept) for whole, kept in zip(own, shown, strict=True))
         shares = [len(kept) / len(whole) for whole, kept in zip(own, shown, strict=True)]
         assert abs(shares[0] - shares[1]) < 0.06 and 0 < min(shares) < 0.5
-        frame = text.replace(shown[0], "", 1).replace(shown[1], "", 1)
+        frame = said.replace(shown[0], "", 1).replace(shown[1], "", 1)
         whole = written.asked({**LONG, "responses": ["", ""]})
         assert frame.replace("<|bos|>", "").strip() == whole.strip(), "instruction, question and headers are whole"
     (found,) = judged([LONG]).values()
@@ -203,3 +204,22 @@ def test_settings_are_checked():
         judging.Judging(overlong="truncate_prompt_left")
     with pytest.raises(UserError, match="judging: .*sampling.n is 0"):
         judging.Judging(sampling=SamplingSection(n=0))
+
+
+def test_a_conversation_is_shortened_inside_its_template():
+    """Messages under a chat template: one user turn with the whole instruction, ready for the reply."""
+    renderer = text.Renderer(tokenizer.load("bytes", chat_template="chatml"), DataSection(max_length=1500))
+    settings = dataclasses.replace(written.sampler().settings, max_length=4000)
+    sampler = dataclasses.replace(written.sampler(), renderer=renderer, settings=settings)
+    question = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"},
+                {"role": "user", "content": "Name a colour."}]  # fmt: skip
+    answers = [[{"role": "assistant", "content": word * 300}] for word in ("Red. ", "Blue! ")]
+    row = {"id": "x", "prompt": question, "responses": answers}
+    prompts, cut = judging.prompts_of(row, sampler, judging.Judging())
+    assert cut and 1400 < max(map(len, prompts.values())) <= 1500
+    for turned, ids in prompts.items():
+        said = renderer.tokenizer.decode(ids)
+        assert judge_prompts.JUDGE_PROMPT in said and "User: Hi" in said and "User: Name a colour." in said
+        assert said.endswith("<|im_start|>assistant\n") and said.count("<|im_start|>") == 2
+        assert (said.index("Blue!") < said.index("Red.")) == turned
+        assert judge_prompts.END.format("B") in said
