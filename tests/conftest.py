@@ -23,3 +23,26 @@ def data_dir() -> Path:
     if not Path(folder).is_dir():
         pytest.fail(f"GRAMJAX_DATA is {folder!r}, which is no folder")
     return Path(folder).resolve()
+
+
+@pytest.fixture(scope="session")
+def prover_run(tmp_path_factory) -> Path:
+    """The run folder of a prover of the permutation world (`jobs/tiny_prover.py`)."""
+    from gramjax import cli
+
+    folder = tmp_path_factory.mktemp("prover")
+    config = ROOT / "tests" / "jobs" / "tiny_prover.py"
+    assert cli.main(["train", f"--config={config}", f"--workdir={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prover(prover_run):
+    """The same model, ready to write proofs."""
+    from gramjax.core import config as configs
+    from gramjax.training import sampling
+
+    config = configs.for_rows("annotate", ("model", "tokenizer", "data", "mesh", "generation"))
+    config.model.path, config.data.max_length = str(prover_run), 48
+    config.generation.slots, config.generation.steps_per_call, config.generation.prefill_length = 16, 8, 32
+    return sampling.open_sampler(config)
