@@ -13,7 +13,8 @@ from gramjax.data.rows import Drop
 from gramjax.generation.judging import Judging
 from gramjax.generation.proving import Proving
 
-JUDGING = judge_pairs.Config(Judging(SamplingSection(max_tokens=4, temperature=2.0, n=3), instruction=world.JUDGE_PROMPT))
+SHORT = SamplingSection(max_tokens=4, temperature=2.0, n=3)
+JUDGING = judge_pairs.Config(Judging(SHORT, instruction=world.JUDGE_PROMPT))
 SAMPLED = SamplingSection(max_tokens=32, temperature=1.0, n=2)
 PROVING = prove_preferences.Config(Proving(SAMPLED, instruction=world.PROVER_PROMPT, min_score=-100.0))
 LONG = {"id": "long", "prompt": "Map: a b c d", "responses": ["Out: " + "a " * 200, "Out: b"], "label": "A"}

@@ -56,6 +56,35 @@ def test_labels_are_balanced_and_responses_copied_with_qualities_of_their_own():
     assert not {"label", "rationale"} & set(unlabelled[0])
 
 
+def test_gold_labels_of_unlabelled_pairs_are_right_and_absent_for_ties():
+    hidden = recipe.permutation(0)
+    rows = readers.read(f"recipe:permutation_world:unlabelled:{SIZE}", want="pair_unlabelled").rows
+    seen = set()
+    for row in rows:
+        one, two = map(sum, true_flags(row, hidden))
+        assert row.get("gold") == (None if one == two else "A" if one > two else "B")
+        seen.add(row.get("gold"))
+    assert seen == {None, "A", "B"}
+    assert not {"label", "rationale", "chosen"} & set().union(*rows)
+
+
+def test_a_source_names_split_size_and_seed():
+    """`recipe:NAME:SPLIT:SIZE:SEED`: another seed, another permutation; without one it is 0."""
+    def read(source):
+        return readers.read(source)
+
+    default, zero, one = (read(f"recipe:permutation_world:train:20{seed}") for seed in ("", ":0", ":1"))
+    assert default.rows == zero.rows and default.files == zero.files
+    assert one.rows[0]["responses"] != zero.rows[0]["responses"] and one.files[0]["name"] != zero.files[0]["name"]
+    hidden = recipe.permutation(1)
+    assert all(said(row) == true_flags(row, hidden) for row in one.rows)
+    for source in ("recipe:permutation_world:train:20:one", "recipe:permutation_world:train:20:0:0"):
+        with pytest.raises(UserError, match="write recipe:NAME, .* or …:SPLIT:SIZE:SEED"):
+            read(source)
+    with pytest.raises(UserError, match="no split 'test'"):
+        read("recipe:permutation_world:test:20:1")
+
+
 def test_training_rows_are_views_of_the_same_pairs():
     pairs = {row["id"]: row for row in recipe.rows("train", 20)}
     for split in ("judge", "label_only", "prover"):

@@ -59,7 +59,8 @@ def test_parts_depend_on_seed_and_ids_alone():
 def test_every_reason_of_doubtful_votes():
     rows = [
         voted(0), voted(1, label=None, share=0.0, probability=None), voted(2, share=0.5, tied=True),
-        voted(3, share=0.7), voted(4, probability=0.7), voted(5, probability=None), voted(6, share=0.75, probability=0.8),
+        voted(3, share=0.7), voted(4, probability=0.7), voted(5, probability=None),
+        voted(6, share=0.75, probability=0.8),
     ]  # fmt: skip
     kept, dropped = sure_votes.select(rows, None, sure_votes.Config())
     assert ids(kept) == ["r0", "r6"], "at the threshold is enough"
