@@ -112,8 +112,8 @@ def empty(
     zeros = jnp.zeros((batch,), jnp.int32)
     ones = jnp.ones((batch,), jnp.float32)
     vocab = lambda used: jnp.zeros((batch, model.config.vocab_size), bool) if used else None  # noqa: E731
-    return Slots(
-        cache=_pinned(model, model.init_cache(weights, batch, capacity)),
+    slots = Slots(
+        cache=model.init_cache(weights, batch, capacity),
         token=zeros,
         active=zeros > 0,
         count=zeros,
@@ -125,13 +125,20 @@ def empty(
         allowed=vocab(with_allowed),
         candidates=jnp.zeros((batch, num_candidates), jnp.int32) if num_candidates else None,
     )
+    return _pinned(model, slots)
 
 
-def _pinned(model: Model, cache: Any) -> Any:
-    """A cache whose rows lie over `data` and `fsdp`, and whose heads lie over `tensor`."""
+def _pinned(model: Model, slots: Slots) -> Slots:
+    """Slots whose rows lie over `data` and `fsdp`, and the heads of whose cache lie over `tensor`.
+
+    Every program ends with this: what it gives back lies as it came, so that each is compiled once.
+    """
     constrain = constrainer(model.mesh)
-    axes = ("batch", "length", "kv_heads", "head_dim")
-    return cache.replace(layers=jax.tree.map(lambda x: constrain(x, *axes), cache.layers))
+    rows = lambda x: constrain(x, "batch", *(None,) * (x.ndim - 1))  # noqa: E731
+    heads_too = lambda x: constrain(x, "batch", "length", "kv_heads", "head_dim")  # noqa: E731
+    layers = jax.tree.map(heads_too, slots.cache.layers)
+    cache = jax.tree.map(rows, slots.cache.replace(layers=None)).replace(layers=layers)
+    return dataclasses.replace(jax.tree.map(rows, dataclasses.replace(slots, cache=None)), cache=cache)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "capacity"), donate_argnames="cache")
@@ -162,8 +169,8 @@ def insert(slots: Slots, prefix: Any, arrivals: Arrivals, *, model: Model) -> Sl
         name: None if getattr(slots, name) is None else choose_rows(getattr(slots, name), getattr(arrivals, name))
         for name in ("seen", "allowed", "candidates")
     }
-    return Slots(
-        cache=_pinned(model, jax.tree.map(copied, old, prefix)),
+    new = Slots(
+        cache=jax.tree.map(copied, old, prefix),
         token=choose_rows(slots.token, arrivals.token),
         active=slots.active | fresh,
         count=choose_rows(slots.count, jnp.zeros((), jnp.int32)),
@@ -173,6 +180,7 @@ def insert(slots: Slots, prefix: Any, arrivals: Arrivals, *, model: Model) -> Sl
         stops=choose_rows(slots.stops, arrivals.stops),
         **masks,
     )
+    return _pinned(model, new)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "most"), donate_argnames="slots")
@@ -221,12 +229,12 @@ def decode(
             count=count,
             seen=seen,
         )
-        return i + 1, new, drawn
+        return i + 1, _pinned(model, new), drawn
 
     i, slots, drawn = jax.lax.while_loop(more, step, (jnp.zeros((), jnp.int32), slots, drawn))
     whole = constrainer(model.mesh)  # every process reads all that was drawn
     out = Drawn(*drawn, slots.count - before, slots.active, i)
-    return slots, jax.tree.map(lambda x: whole(x, *(None,) * x.ndim), out)
+    return _pinned(model, slots), jax.tree.map(lambda x: whole(x, *(None,) * x.ndim), out)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "capacity"))
@@ -239,7 +247,7 @@ def resize(slots: Slots, *, model: Model, capacity: int) -> Slots:
 
     cache = slots.cache
     layers, segments = jax.tree.map(resized, (cache.layers, cache.segment_ids))
-    return dataclasses.replace(slots, cache=_pinned(model, cache.replace(layers=layers, segment_ids=segments)))
+    return _pinned(model, dataclasses.replace(slots, cache=cache.replace(layers=layers, segment_ids=segments)))
 
 
 def compilations() -> int:
