@@ -1,5 +1,6 @@
 """GRAM-R2 (arXiv 2509.02492): a reward model that explains itself, trained on its own judgements in rounds.
 
+    base        optional: GRAM's stage 1 on unlabelled pairs; otherwise config.model is the base
     prover      a preference-proving model, from pairs with human rationales
     proofs      proofs for labelled pairs without rationales, the best of k by score (5), as rationales
     R0          the judge, trained on them
@@ -31,13 +32,15 @@ from gramjax.generation.judging import Judging
 from gramjax.generation.proving import Proving
 
 SOURCES = ("prover", "self", "none")
-ROLES = ("prover", "judge", "final")
+ROLES = ("base", "prover", "judge", "final")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Rows, rounds and every threshold. `config.phases.prover`, `.judge` and `.final` hold what differs in training."""
+    """Rows, rounds and every threshold. `config.phases.base`, `prover`, `judge`, `final`: what differs in training."""
 
+    pretrain: tuple[str, ...] = ()
+    """Unlabelled pairs for GRAM's stage 1, after which prover and judges begin; empty: config.model is the base."""
     rationales: tuple[str, ...] = ()
     """Pairs with human rationales: they train the prover and the final tuning."""
     labelled: tuple[str, ...] = ()
@@ -96,15 +99,24 @@ def steps(config: Any, workdir: Path) -> list[Step]:
     return _Plan(config, workdir).steps
 
 
+def begin_at(config: ConfigDict, folder: str) -> None:
+    """Let a training start from the weights of a run."""
+    config.model.path, config.model.step, config.model.random_weights = folder, 0, False
+    config.model.arch = configs.as_config(configs.plugins.load("models", config.model.kind).Config())
+
+
 class _Plan:
     """The steps, written down one after the other."""
 
     def __init__(self, config: Any, workdir: Path) -> None:
         self.config, self.own, self.workdir = config, configs.section(config.recipe, Config, "recipe"), workdir
         self.steps: list[Step] = []
+        self.base = ""
         own = self.own
         check(own, config.phases)
         labels_only = own.rationale_source == "none"
+        if own.pretrain:
+            self.base = self.pretrain(own.pretrain)
         if needs_prover(own):
             self.prover = self.train("prover", "prover", "prover", own.rationales)
         seen = own.rationales
@@ -128,17 +140,34 @@ class _Plan:
 
     # -- training -----------------------------------------------------------------------------------------------------
 
-    def train(self, name: str, role: str, part: str, rows: tuple[str, ...], start: str = "") -> str:
-        """A training of the prover or of a judge; returns its folder."""
-        config = configs.defaults("rationale_preference")
+    def shared(self, objective: str, role: str, start: str = "") -> ConfigDict:
+        """The config of a training with what its role changes. Without a `start` it begins at the base, or where the
+        role says."""
+        config = configs.defaults(objective)
         for section in configs.TRAINING:
             config[section] = copy.deepcopy(self.config[section])
-        config.seed = self.config.seed
-        config.evals = copy.deepcopy(self.config.evals) if part != "prover" else ConfigDict()
-        changes = self.config.phases.get(role, ConfigDict())
-        config.update(changes)
+        config.seed, config.evals = self.config.seed, copy.deepcopy(self.config.evals)
+        if self.base:
+            begin_at(config, self.base)
+        config.update(self.config.phases.get(role, ConfigDict()))
+        if start:
+            begin_at(config, start)
+        return config
+
+    def pretrain(self, rows: tuple[str, ...]) -> str:
+        """The base model after stage 1; returns its folder."""
+        config = self.shared("generative_preference", "base")
+        config.objective.stage, config.data.train, config.train.evaluate = "pretrain", rows, False
+        config.evals = ConfigDict()
+        return self.add("base", "train", config)
+
+    def train(self, name: str, role: str, part: str, rows: tuple[str, ...], start: str = "") -> str:
+        """A training of the prover or of a judge; returns its folder."""
+        config = self.shared("rationale_preference", role, start)
         config.objective.part = part
-        if part != "prover":
+        if part == "prover":
+            config.evals = ConfigDict()
+        else:
             config.objective.label_weight, config.objective.swap = self.own.label_weight, self.own.swap
         given = self.own.proving.instruction if part == "prover" else self.own.judging.instruction
         config.objective.instruction = given
@@ -147,9 +176,6 @@ class _Plan:
             config.evals.rationale.generation = copy.deepcopy(self.config.generation)
         config.data.train = rows
         config.train.evaluate = bool(config.train.evaluate and config.evals and config.data.valid)
-        if start:
-            config.model.path, config.model.step, config.model.random_weights = start, 0, False
-            config.model.arch = configs.as_config(configs.plugins.load("models", config.model.kind).Config())
         return self.add(name, "train", config)
 
     # -- rows in, rows out --------------------------------------------------------------------------------------------
