@@ -129,16 +129,19 @@ def empty(
 
 
 def _pinned(model: Model, slots: Slots) -> Slots:
-    """Slots whose rows lie over `data` and `fsdp`, and the heads of whose cache lie over `tensor`.
+    """Slots whose rows lie over `data` and `fsdp`, and the heads of whose cache and whose tokens lie over `tensor`.
 
     Every program ends with this: what it gives back lies as it came, so that each is compiled once.
     """
     constrain = constrainer(model.mesh)
-    rows = lambda x: constrain(x, "batch", *(None,) * (x.ndim - 1))  # noqa: E731
-    heads_too = lambda x: constrain(x, "batch", "length", "kv_heads", "head_dim")  # noqa: E731
-    layers = jax.tree.map(heads_too, slots.cache.layers)
-    cache = jax.tree.map(rows, slots.cache.replace(layers=None)).replace(layers=layers)
-    return dataclasses.replace(jax.tree.map(rows, dataclasses.replace(slots, cache=None)), cache=cache)
+
+    def lie(values: Any, *axes: str | None) -> Any:
+        return jax.tree.map(lambda x: constrain(x, "batch", *(axes or (None,) * (x.ndim - 1))), values)
+
+    layers = lie(slots.cache.layers, "length", "kv_heads", "head_dim")
+    cache = lie(slots.cache.replace(layers=None)).replace(layers=layers)
+    apart = {"cache": cache, "seen": lie(slots.seen, "vocab"), "allowed": lie(slots.allowed, "vocab")}
+    return dataclasses.replace(lie(dataclasses.replace(slots, cache=None, seen=None, allowed=None)), **apart)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "capacity"), donate_argnames="cache")
@@ -219,8 +222,8 @@ def decode(
         count = slots.count + active
         stopped = jnp.any(choice.token[:, None] == slots.stops, axis=1)
         seen = slots.seen
-        if seen is not None:
-            seen = seen.at[jnp.arange(B), choice.token].max(active)
+        if seen is not None:  # compared rather than scattered: rows stay on their devices
+            seen |= (choice.token[:, None] == jnp.arange(seen.shape[1])) & active[:, None]
         new = dataclasses.replace(
             slots,
             cache=out.cache,
