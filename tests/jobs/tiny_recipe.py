@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     recipe = config.recipe
     recipe.rationales = ("recipe:permutation_world:train:64",)
     recipe.unlabelled = ("recipe:permutation_world:unlabelled:24",)
-    recipe.rounds, recipe.final = 1, False
+    recipe.rounds, recipe.final, recipe.most_per_round = 1, False, 15
     recipe.judging.instruction, recipe.proving.instruction = world.JUDGE_PROMPT, world.PROVER_PROMPT
     recipe.judging.sampling.max_tokens = recipe.proving.sampling.max_tokens = 32
     recipe.judging.sampling.n, recipe.proving.sampling.n = 3, 2

@@ -54,6 +54,7 @@ ABLATIONS = {
     "own rationales": ({"rationale_source": "self"},
                        ["R0", *names_of(1, "judge", "votes", "own", "rules", ""),
                         *names_of(2, "judge", "votes", "own", "rules", ""), "final"]),
+    "stage 1 first": ({"pretrain": ("pairs.jsonl",), "rounds": 0}, ["base", "R0", "final"]),
     "labelled pairs": ({"labelled": ("pairs.jsonl",), "rounds": 0}, ["prover", "proofs", "rules", "R0", "final"]),
     "labelled pairs, labels only": ({"labelled": ("pairs.jsonl",), "rationale_source": "none", "rationales": ()},
                                     ["R0", *names_of(1, "judge", "votes", "balance", ""),
@@ -98,6 +99,17 @@ def test_each_round_may_start_from_the_one_before():
     steps = planned(init="previous")
     assert [steps[f"R{n}"].config.model.path for n in (0, 1, 2)] == ["", place(steps, "R0"), place(steps, "R1")]
     assert steps["R1"].config.model.arch.hidden_size != 64, "the sizes come with the weights"
+
+
+def test_prover_and_judges_start_from_stage_1_where_there_is_one():
+    steps = planned(pretrain=("pairs.jsonl",), rounds=1, unlabelled=("one.jsonl",))
+    base = steps["base"].config
+    assert (base.objective.name, base.objective.stage) == ("generative_preference", "pretrain")
+    assert base.data.train == ("pairs.jsonl",) and base.model.path == "" and not base.train.evaluate
+    assert {steps[name].config.model.path for name in ("prover", "R0", "R1")} == {place(steps, "base")}
+    assert steps["final"].config.model.path == place(steps, "R1")
+    later = planned(pretrain=("pairs.jsonl",), init="previous")
+    assert [later[f"R{n}"].config.model.path for n in (0, 1)] == [place(later, "base"), place(later, "R0")]
 
 
 def test_r0_learns_from_labelled_pairs_with_proofs_or_from_their_labels():
