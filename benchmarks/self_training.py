@@ -2,7 +2,7 @@
 
     python benchmarks/self_training.py --out DIR [--seeds 0,1,2] [--only a,bc,d] [--json FILE]
 
-a   rationale-trained judge against label-only judge on the same pairs (R0, no self-training)
+a   a judge trained on labels alone, on the pairs of R0 of `bc`, which learns rationales
 b   accuracy of pseudo-labels: one draw, the vote, and what vote share and probability leave (rounds of `bc`)
 c   accuracy of R1 and R2 on held-out pairs against R0's, with few labelled pairs
 d   40 % of the prover's training rationales are corrupted: R0 trained on its proofs for labelled pairs, with proof
@@ -71,11 +71,9 @@ def short(test: dict[str, Any]) -> dict[str, Any]:
 
 
 def part_a(out: Path, seed: int) -> dict[str, Any]:
-    """Rationales against labels at equal N."""
+    """Labels alone, for the comparison with R0 of the rounds at equal N."""
     alone = ("--config.recipe.rounds=0", "--config.recipe.final=False", *sources(seed))
-    labels = recipe(out / f"labels-seed{seed}", seed, *alone, "--config.recipe.rationale_source=none")
-    written = recipe(out / f"rationales-seed{seed}", seed, *alone)
-    return {"labels": first(labels), "rationales": first(written)}
+    return {"labels": first(recipe(out / f"labels-seed{seed}", seed, *alone, "--config.recipe.rationale_source=none"))}
 
 
 def part_bc(out: Path, seed: int) -> dict[str, Any]:
@@ -92,28 +90,34 @@ def part_bc(out: Path, seed: int) -> dict[str, Any]:
 def part_d(out: Path, seed: int) -> dict[str, Any]:
     """Proof selection under corruption."""
     size = int(sources(seed)[0].split(":")[2])
-    made = {}
+    rows = world.rows("train", size + LABELLED, seed)
+    plain = [{name: value for name, value in row.items() if name != "rationale"} for row in rows[size:]]
+    labelled = write(out / "data" / f"labelled-seed{seed}.jsonl", plain)
+    made: dict[str, Any] = {}
     for name, corrupt in (("clean", 0.0), ("corrupt", CORRUPT)):
-        path = out / "data" / f"{name}-seed{seed}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = world.rows("train", size + LABELLED, seed)
-        spoilt = world.rows("train", size, seed, corrupt)
-        path.write_text("".join(json.dumps(row) + "\n" for row in spoilt), "utf-8")
-        given = out / "data" / f"labelled-seed{seed}.jsonl"
-        plain = [{k: v for k, v in row.items() if k != "rationale"} for row in rows[size:]]
-        given.write_text("".join(json.dumps(row) + "\n" for row in plain), "utf-8")
+        given = write(out / "data" / f"{name}-seed{seed}.jsonl", world.rows("train", size, seed, corrupt))
+        prover = ""
         for choice in ("score", "first"):
+            where = out / f"{name}-{choice}-seed{seed}"
             found = recipe(
-                out / f"{name}-{choice}-seed{seed}", seed, "--config.recipe.rounds=0", "--config.recipe.final=False",
-                f"--config.recipe.rationales=('{path}',)", f"--config.recipe.labelled=('{given}',)",
-                f"--config.recipe.proving.choice={choice}",
+                where, seed, "--config.recipe.rounds=0", "--config.recipe.final=False",
+                f"--config.recipe.rationales=('{given}',)", f"--config.recipe.labelled=('{labelled}',)",
+                f"--config.recipe.proving.choice={choice}", f"--config.recipe.prover={prover}",
             )  # fmt: skip
-            rows_made = out / f"{name}-{choice}-seed{seed}" / "steps" / "02-rules" / "rows.jsonl"
+            prover = prover or str(where / "steps" / "00-prover")
+            (proved,) = (where / "steps").glob("*-rules/rows.jsonl")
             made[f"{name}-{choice}"] = first(found) | {
-                "kept": found["rounds"][0]["num_train"], "right_flags": right_flags(rows_made, seed),
+                "kept": found["rounds"][0]["num_train"], "right_flags": right_flags(proved, seed),
             }  # fmt: skip
     lost = {c: made[f"clean-{c}"]["accuracy"] - made[f"corrupt-{c}"]["accuracy"] for c in ("score", "first")}
     return made | {"lost": lost}
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """Write rows as JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
 
 
 def right_flags(path: Path, seed: int) -> float:
@@ -146,7 +150,6 @@ def means(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     if all("a" in run for run in runs):
         out["a_labels"] = over(lambda r: r["a"]["labels"]["accuracy"])
-        out["a_rationales"] = over(lambda r: r["a"]["rationales"]["accuracy"])
     if all("bc" in run for run in runs):
         for number in range(len(runs[0]["bc"]["rounds"])):
             out[f"c_R{number}"] = over(lambda r, n=number: r["bc"]["rounds"][n]["test"]["accuracy"])

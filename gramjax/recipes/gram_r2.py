@@ -47,6 +47,8 @@ class Config:
     """Labelled pairs without rationales, for R0; empty: R0 learns from `rationales`."""
     unlabelled: tuple[str, ...] = ()
     """Pairs for the rounds: one source per round, or one that is cut into equal parts."""
+    prover: str = ""
+    """A run or Hugging Face folder that proves preferences already; empty: one is trained."""
     rounds: int = 3
     """Self-training rounds; 0: stop at R0."""
     rationale_source: str = "prover"
@@ -80,7 +82,7 @@ def check(own: Config, phases: Iterable[str] = ()) -> None:
     """Raise UserError for settings that cannot go together."""
     if unknown := sorted(set(phases) - set(ROLES)):
         raise UserError(f"config.phases.{unknown[0]}: the phases of this recipe are {', '.join(ROLES)}")
-    if not own.rationales and needs_prover(own):
+    if not own.rationales and needs_prover(own) and not own.prover:
         raise UserError("config.recipe.rationales is empty; give pairs with rationales, from which the prover learns")
     if own.rationale_source not in SOURCES:
         raise UserError(f"config.recipe.rationale_source={own.rationale_source!r} is not one of {', '.join(SOURCES)}")
@@ -117,7 +119,8 @@ class _Plan:
         labels_only = own.rationale_source == "none"
         if own.pretrain:
             self.base = self.pretrain(own.pretrain)
-        if needs_prover(own):
+        self.prover = own.prover
+        if needs_prover(own) and not own.prover:
             self.prover = self.train("prover", "prover", "prover", own.rationales)
         seen = own.rationales
         if own.labelled and labels_only:
