@@ -31,7 +31,7 @@ from gramjax.data.recipes import permutation_world as world
 CORRUPT = 0.4
 LABELLED = 1024
 """Labelled pairs without rationales of part d."""
-TEST = 1000
+TEST = 500
 """Held-out pairs."""
 
 
