@@ -223,7 +223,7 @@ def decode(
         stopped = jnp.any(choice.token[:, None] == slots.stops, axis=1)
         seen = slots.seen
         if seen is not None:  # compared rather than scattered: rows stay on their devices
-            seen |= (choice.token[:, None] == jnp.arange(seen.shape[1])) & active[:, None]
+            seen |= choice.token[:, None] == jnp.arange(seen.shape[1])
         new = dataclasses.replace(
             slots,
             cache=out.cache,

@@ -98,8 +98,8 @@ def test_the_cache_grows_and_shrinks_and_changes_nothing(long_model, monkeypatch
     settings = dataclasses.replace(SETTINGS, slots=2, steps_per_call=16)
     rng = np.random.default_rng(1)
     prompts = [rng.integers(0, 40, 4).tolist() for _ in range(8)]
-    long, short = Sampling(140), Sampling(40)
-    asked = [Request(prompt, i, short if i else long) for i, prompt in enumerate(prompts)]
+    limits = [140, 62, *[40] * 6]  # the second needs 65 places, one more than the smallest cache has
+    asked = [Request(prompt, i, Sampling(most)) for i, (prompt, most) in enumerate(zip(prompts, limits))]
     sizes = []
     resize = slots.resize
 

@@ -217,3 +217,12 @@ def test_abort(free):
         assert c.token_ids == whole.token_ids[: len(c.token_ids)] and len(c.logprobs) == len(c.token_ids)
         assert (len(c.token_ids) < 30) == (c.finish_reason == "abort") and c.text == letters(c.token_ids)
         assert sorted(set(lengths[key])) == lengths[key] and lengths[key][-1] <= len(c.token_ids)
+
+
+def test_an_aborted_answer_is_not_waited_for():
+    """Its slot is free at once: 8 steps, and 4 for the neighbour to end."""
+    asked = [Request(PROMPT, i, Sampling(most)) for i, most in enumerate((48, 12))]
+    statistics = Statistics()
+    found = answers(asked, statistics=statistics, watch=lambda answer: answer.request.id != 0)
+    assert [len(found[i, 0].token_ids) for i in range(2)] == [8, 12]
+    assert statistics.steps == 12
