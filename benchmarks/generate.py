@@ -4,9 +4,9 @@
     python benchmarks/generate.py batch  [--json benchmarks/results/generate_batch.json]
     python benchmarks/generate.py ragged [--json benchmarks/results/generate_ragged.json]
 
-The model of `speed.py` in float32, greedy. `batch`: 8 prompts of 64 tokens, 128 new tokens each. `ragged`: 64 prompts of
-64 tokens whose answers have 8 to 128 tokens (log-uniform): torch makes batches of 8 in order, each as long as its longest
-answer; gramjax refills 8 slots.
+The model of `speed.py` in float32, greedy. `batch`: 8 prompts of 64 tokens, 128 new tokens each. `ragged`: 64 prompts
+of 64 tokens whose answers have 8 to 128 tokens (log-uniform): torch makes batches of 8 in order, each as long as its
+longest answer; gramjax refills 8 slots.
 """
 
 import argparse

@@ -2,7 +2,8 @@
 
 gramjax run --config=gram_r2 --workdir=runs/gram_r2 --config.model.path=MODEL_FOLDER \
     --config.recipe.rationales="('helpsteer3.jsonl',)" --config.recipe.labelled="('pairs.jsonl',)" \
-    --config.recipe.unlabelled="('round1.jsonl','round2.jsonl','round3.jsonl')" --config.data.valid="('held_out.jsonl',)"
+    --config.recipe.unlabelled="('round1.jsonl','round2.jsonl','round3.jsonl')" \
+    --config.data.valid="('held_out.jsonl',)"
 
 HelpSteer3's preference files are read as they are. A larger prover: --config.phases.prover.model.path=LARGER_FOLDER.
 Ablations: --config.recipe.rounds=0 (no self-training), --config.recipe.rationale_source=none (labels only) or self,
