@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from gramjax.core import checks, flags
+from gramjax.core import config as configs
 from gramjax.core.config import DataSection
 from gramjax.core.errors import UserError
 from gramjax.data import readers, tokenizer
@@ -55,6 +56,8 @@ ABLATIONS = {
                        ["R0", *names_of(1, "judge", "votes", "own", "rules", ""),
                         *names_of(2, "judge", "votes", "own", "rules", ""), "final"]),
     "stage 1 first": ({"pretrain": ("pairs.jsonl",), "rounds": 0}, ["base", "R0", "final"]),
+    "a prover that exists": ({"prover": "judge_folder", "rationales": (), "labelled": ("x.jsonl",), "rounds": 0},
+                             ["proofs", "rules", "R0"]),
     "labelled pairs": ({"labelled": ("pairs.jsonl",), "rounds": 0}, ["prover", "proofs", "rules", "R0", "final"]),
     "labelled pairs, labels only": ({"labelled": ("pairs.jsonl",), "rationale_source": "none", "rationales": ()},
                                     ["R0", *names_of(1, "judge", "votes", "balance", ""),
@@ -98,7 +101,8 @@ def test_rows_and_weights_flow_from_step_to_step(config):
 def test_each_round_may_start_from_the_one_before():
     steps = planned(init="previous")
     assert [steps[f"R{n}"].config.model.path for n in (0, 1, 2)] == ["", place(steps, "R0"), place(steps, "R1")]
-    assert steps["R1"].config.model.arch.hidden_size != 64, "the sizes come with the weights"
+    sizes = [steps[name].config.model.arch for name in ("R0", "R1")]
+    assert sizes == [flags.load("gram_r2_toy").model.arch, configs.defaults().model.arch], "they come with the weights"
 
 
 def test_prover_and_judges_start_from_stage_1_where_there_is_one():
@@ -110,6 +114,12 @@ def test_prover_and_judges_start_from_stage_1_where_there_is_one():
     assert steps["final"].config.model.path == place(steps, "R1")
     later = planned(pretrain=("pairs.jsonl",), init="previous")
     assert [later[f"R{n}"].config.model.path for n in (0, 1)] == [place(later, "base"), place(later, "R0")]
+
+
+def test_a_prover_that_exists_is_used():
+    steps = planned(prover="folder")
+    assert "prover" not in steps
+    assert {steps[f"R{n}-proofs"].config.model.path for n in (1, 2)} == {"folder"}
 
 
 def test_r0_learns_from_labelled_pairs_with_proofs_or_from_their_labels():
@@ -137,6 +147,7 @@ def test_settings_reach_the_steps_that_use_them():
     recipe.judging.sampling.n, recipe.rules.min_vote_share, recipe.rules.min_probability = 1, 0.0, 0.0
     recipe.proving.choice, recipe.rules.max_tokens, recipe.most_per_round = "first", 77, 5
     recipe.label_weight, recipe.swap = 3.0, True
+    config.phases.judge.train.steps, config.phases.prover.train.steps = 11, 7
     config.data.rename, config.data.limit, config.seed = ("question:prompt",), 9, 4
     steps = {step.name[3:]: step.config for step in gram_r2.steps(config, Path("runs"))}
     assert steps["R1-judge"].annotator.judging.sampling.n == 1
@@ -149,7 +160,7 @@ def test_settings_reach_the_steps_that_use_them():
     assert (steps["prover"].objective.label_weight, steps["prover"].objective.swap) == (1.0, False)
     assert steps["R0"].objective.instruction == steps["R1-judge"].annotator.judging.instruction == world.JUDGE_PROMPT
     assert steps["prover"].objective.instruction == world.PROVER_PROMPT
-    assert (steps["R1"].train.steps, steps["prover"].train.steps) == (1000, 700), "what the phases change"
+    assert (steps["R1"].train.steps, steps["prover"].train.steps) == (11, 7), "what the phases change"
     for name, step in steps.items():
         assert (step.data.rename, step.data.limit, step.seed) == (("question:prompt",), 9, 4), name
 
