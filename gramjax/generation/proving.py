@@ -161,7 +161,7 @@ def _scores(
     places: list[tuple[int, int]] = []
     unconditional = [[0.0] * len(completions) for _, completions in drawn]
     for number, (row, completions) in enumerate(drawn):
-        alone = _blank(row, sampler, settings)
+        alone = blank_of(row, sampler, settings)
         for place, completion in enumerate(completions):
             if not found[number][place][1]:
                 blank.append(alone)
@@ -177,8 +177,8 @@ def _scores(
     ]
 
 
-def _blank(row: Row, sampler: Sampler, settings: Proving) -> list[int]:
-    """The prompt of log p(z)."""
+def blank_of(row: Row, sampler: Sampler, settings: Proving) -> list[int]:
+    """Token ids of the prompt of log p(z)."""
     tokenizer = sampler.renderer.tokenizer
     if settings.unconditional == "bos":
         if tokenizer.bos_id is None:

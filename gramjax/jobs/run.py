@@ -27,6 +27,8 @@ def main(argv: list[str]) -> int:
     steps = plugin.steps(config, workdir)
     for step in steps:
         checks.check(step.config, step.verb)
+        if not finished(step, workdir):
+            inputs_exist(step, workdir)
     if arguments.dry_run:
         for step in steps:
             print(command(step, workdir))
@@ -44,6 +46,14 @@ def main(argv: list[str]) -> int:
         (workdir / "DONE").write_text("")
     finish(workdir)
     return 0
+
+
+def inputs_exist(step: Step, workdir: Path) -> None:
+    """Raise UserError for rows or weights that a step needs, no step makes, and nobody has: hours before it begins."""
+    data, model = step.config.get("data", {}), step.config.get("model", {})
+    for path in (*data.get("train", ()), *data.get("valid", ()), data.get("path", ""), model.get("path", "")):
+        if path and not path.startswith((str(workdir / "steps"), "recipe:")) and not Path(path).exists():
+            raise UserError(f"step {step.name}: no file or folder {path!r}")
 
 
 def command(step: Step, workdir: Path) -> str:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from gramjax.core import voting
-from gramjax.core.config import SamplingSection
+from gramjax.core.config import DataSection, SamplingSection
 from gramjax.core.errors import DataError, UserError
-from gramjax.data import judge_prompts, proofs, rationale_rules, rationales
+from gramjax.data import judge_prompts, proofs, rationale_rules, rationales, tokenizer
 from gramjax.data.recipes import permutation_world as world
 from gramjax.data.rows import Drop
+from gramjax.data.text import Renderer
 from gramjax.generation import proving
 from gramjax.generation.proving import Proving
 from gramjax.generation.request import LENGTH, STOP, Completion, Request
@@ -128,8 +129,6 @@ def test_proofs_that_are_cut_are_not_used(prover):
 
 def completion(text, per_token, reason=STOP):
     """A completion with this text whose tokens had this log-probability each."""
-    from gramjax.data import tokenizer
-
     ids = [*tokenizer.load("recipe:permutation_world").encode_text(text, continuing=True), 1]
     request = Request([1], "x")
     return Completion(request, 0, ids, [per_token] * len(ids), [per_token] * len(ids), [], reason, text=text)
@@ -208,6 +207,23 @@ def test_prompts_that_are_too_long_are_refused_and_never_cut(prover):
     with pytest.raises(Drop, match="longer than max_length 20"):
         proving.prompt_of(KNOWN["train-1"], dataclasses.replace(wide, renderer=prover.renderer.__class__(
             prover.renderer.tokenizer, narrow)), given)  # fmt: skip
+
+
+def test_prompts_of_conversations_are_users_turns(prover):
+    """The unconditional prompt is the same with its contents blanked: instruction and headers stay."""
+    chat = Renderer(tokenizer.load("bytes", "", "chatml"), DataSection(max_length=4096))
+    arch = dataclasses.replace(prover.model.config, max_position_embeddings=4096)
+    sampler = dataclasses.replace(prover, renderer=chat, model=dataclasses.replace(prover.model, config=arch))
+    row = {**KNOWN["train-0"], "prompt": [{"role": "user", "content": "Which?"}]}
+    row["responses"] = [[{"role": "assistant", "content": text}] for text in ("one", "two")]
+    made = (make(row, sampler, settings()) for make in (proving.prompt_of, proving.blank_of))
+    text, blank = map(chat.tokenizer.decode, made)
+    for shown in (text, blank):
+        assert shown.count("<|im_start|>user") == 1 and shown.rstrip("\n").endswith("<|im_start|>assistant")
+    for said in ("Which?", "one", "two", f"{judge_prompts.BETTER}\n{row['label']}"):
+        assert said in text and said not in blank
+        text = text.replace(said, judge_prompts.BETTER + "\n" if judge_prompts.BETTER in said else "", 1)
+    assert text == blank
 
 
 def test_a_proof_needs_a_label(prover):
