@@ -129,7 +129,7 @@ def noise(completion: Completion) -> np.ndarray:
 
 
 def mixed_requests() -> list[Request]:
-    """Requests of every kind; prompts of 1 to 64 tokens, the longest the model allows.
+    """Requests of every kind; prompts of 1 to 33 tokens, read in up to two pieces, and one that leaves no room.
 
     The first asks for every mask, so that the slots have their final form from the start; the last ones ask for none.
     All have the whole vocabulary as candidates.
@@ -140,13 +140,13 @@ def mixed_requests() -> list[Request]:
         (11, masked, Sampling(temperature=0.8, top_k=12, top_p=0.9, min_p=0.05, repetition_penalty=1.2)),
         (18, (), Sampling(temperature=0.0, repetition_penalty=1.3)),
         (7, masked, Sampling(repetition_penalty=0.8, n=2)),
-        (63, (), Sampling(temperature=1.2, repetition_penalty=1.1)),
+        (33, (), Sampling(temperature=1.2, repetition_penalty=1.1)),
         (16, (), Sampling(top_k=5, n=2)),
-        (33, (), Sampling(temperature=0.7, n=3)),
+        (31, (), Sampling(temperature=0.7, n=3)),
         (64, (), Sampling()),
         (2, (), Sampling(min_p=0.1, temperature=1.5, max_tokens=60)),
         (17, (), Sampling(top_p=0.8)),
-        (40, (), Sampling(temperature=0.0)),
+        (29, (), Sampling(temperature=0.0)),
         (5, (), Sampling(top_k=20, top_p=0.5, n=2)),
         (1, (), Sampling(temperature=0.0)),
         (26, (), Sampling()),

@@ -98,11 +98,9 @@ def test_candidates_of_each_request():
 # -- against other ways of running -------------------------------------------------------------------------------------
 
 CHOICES = {
-    "one slot": {"slots": 1},
+    "one slot, one step per call": {"slots": 1, "steps_per_call": 1},
     "more slots, other steps": {"slots": 9, "steps_per_call": 5},
-    "one step per call": {"steps_per_call": 1},
-    "prompts at once": {"prefill_length": 512},
-    "four prompts at a time": {"prefill_rows": 4, "prefill_length": 64, "refill_share": 1.0},
+    "four prompts at a time, in one piece": {"prefill_rows": 4, "prefill_length": 64, "refill_share": 1.0},
     "three at a time, long ones alone": {"prefill_rows": 3, "slots": 9, "steps_per_call": 5, "refill_share": 1.0},
     "refill at once": {"refill_share": 0.0},
     "refill when all are done": {"refill_share": 1.0},
