@@ -218,7 +218,7 @@ class GenerationSection:
     """Answers (or beams) that are made at once."""
     steps_per_call: int = 32
     """Tokens per slot between two looks of the host (stop texts, refill, streaming)."""
-    refill_share: float = 0.25
+    refill_share: float = 0.125
     """Share of the slots that must be free before the others wait for their refill."""
     prefill_rows: int = 0
     """Prompts read at once; 0: one on a CPU, 8 elsewhere."""

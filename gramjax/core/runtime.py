@@ -6,6 +6,7 @@ JAX is imported inside the functions, so that facts can be gathered and flags re
 
 import ctypes
 import dataclasses
+import functools
 import gc
 import importlib
 import importlib.util
@@ -65,6 +66,16 @@ def need(module: str, extra: str, what: str) -> Any:
     except ImportError:
         name = module.split(".")[0]
         raise UserError(f'{what} needs {name}: pip install "gramjax[{extra}]"') from None
+
+
+@functools.cache
+def processor() -> str:
+    """The maker of this machine's processor as it names itself (`GenuineIntel`, `AuthenticAMD`), "" where unknown."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").split("\n")
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
 
 
 def version(name: str) -> str:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from gramjax.core import runtime
 from gramjax.core.errors import UserError
 from gramjax.core.sharding import Constrain, constrainer
 from gramjax.core.spec import Spec
@@ -126,13 +127,16 @@ def init_cache(weights: Mapping[str, Any], config: Config, batch: int, length: i
     return Cache(tuple(layer(run) for run in runs), jnp.zeros((batch, length), jnp.int32), zeros, zeros)
 
 
-def for_decoding(weights: Mapping[str, Any], backend: str | None = None) -> dict[str, Any]:
-    """Packed weights (unscanned) in the layout that decodes fastest on this backend; the values are the same.
+def for_decoding(weights: Mapping[str, Any], rows: bool | None = None) -> dict[str, Any]:
+    """Packed weights (unscanned) in the layout that decodes fastest here; the values are the same.
 
-    A CPU gets every matrix as rows per output; an accelerator keeps what training uses.
+    `rows` stores every matrix as rows per output; None: on Intel's processors only. Measured with 8 rows on two cores:
+    there it is 1.3 times as fast as the layout of training, on AMD's it takes 1.25 times as long.
     """
     out, packed = dict(weights), weights["layers"]
-    if (backend or jax.default_backend()) != "cpu" or any(run.stacked for run in packed.runs):
+    if rows is None:
+        rows = jax.default_backend() == "cpu" and runtime.processor() == "GenuineIntel"
+    if not rows or any(run.stacked for run in packed.runs):
         return out
     out["layers"] = stack.Packed(tuple(block.for_decoding(layer) for layer in packed.trees), packed.runs)
     if "lm_head" in weights:

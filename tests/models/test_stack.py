@@ -82,3 +82,21 @@ def test_initial_values_of_a_layer_do_not_depend_on_the_others(params):
     shallow = spec.init_params(decoder.specs(dataclasses.replace(CONFIG, num_layers=2)), jax.random.key(0))
     np.testing.assert_array_equal(shallow["layers"]["001"]["attn"]["q"], params["layers"]["001"]["attn"]["q"])
     assert not np.array_equal(params["layers"]["000"]["attn"]["q"], params["layers"]["001"]["attn"]["q"])
+
+
+@pytest.mark.parametrize("length", [1, 40])
+def test_both_layouts_for_decoding_give_one_result(length):
+    """Rows per output (Intel's processors) and the layout of training, for one token of few rows and for a prompt."""
+    config = decoder.Config(
+        vocab_size=32, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, intermediate_size=24,
+        tie_word_embeddings=False, init_scale=0.3,
+    )  # fmt: skip
+    network = model.build("decoder", config, compute_dtype="float32")
+    packed = network.pack(spec.init_params(network.specs(), jax.random.key(0)), scan=False)
+    batch = {"tokens": jax.random.randint(jax.random.key(1), (3, length), 0, 32)}
+    out = [
+        heads.logits(weights, network.forward(weights, batch, network.init_cache(weights, 3, 64)).hidden)
+        for weights in (decoder.for_decoding(packed, rows=True), decoder.for_decoding(packed, rows=False))
+    ]
+    assert isinstance(decoder.for_decoding(packed, rows=True)["lm_head"], stack.Rows)
+    np.testing.assert_allclose(out[0], out[1], atol=1e-5)
