@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config.optim.betas = (0.9, 0.98)
     config.optim.lr = 1e-3
     config.train.batch_size = 64
-    config.train.remat = "none"
+    config.train.remat, config.train.scan_layers = "none", False
     config.train.log_every = 100
     config.generation.slots = 128
     recipe = config.recipe
