@@ -29,8 +29,8 @@ from gramjax.core.statistics import wilson
 from gramjax.data.recipes import permutation_world as world
 
 CORRUPT = 0.4
-LABELLED = 1024
-"""Labelled pairs without rationales of part d."""
+PROVED, LABELLED = 2048, 1024
+"""Part d: pairs with rationales for the prover, and labelled pairs without."""
 TEST = 500
 """Held-out pairs."""
 
@@ -89,13 +89,12 @@ def part_bc(out: Path, seed: int) -> dict[str, Any]:
 
 def part_d(out: Path, seed: int) -> dict[str, Any]:
     """Proof selection under corruption."""
-    size = int(sources(seed)[0].split(":")[2])
-    rows = world.rows("train", size + LABELLED, seed)
-    plain = [{name: value for name, value in row.items() if name != "rationale"} for row in rows[size:]]
+    rows = world.rows("train", PROVED + LABELLED, seed)
+    plain = [{name: value for name, value in row.items() if name != "rationale"} for row in rows[PROVED:]]
     labelled = write(out / "data" / f"labelled-seed{seed}.jsonl", plain)
     made: dict[str, Any] = {}
     for name, corrupt in (("clean", 0.0), ("corrupt", CORRUPT)):
-        given = write(out / "data" / f"{name}-seed{seed}.jsonl", world.rows("train", size, seed, corrupt))
+        given = write(out / "data" / f"{name}-seed{seed}.jsonl", world.rows("train", PROVED, seed, corrupt))
         prover = ""
         for choice in ("score", "first"):
             where = out / f"{name}-{choice}-seed{seed}"

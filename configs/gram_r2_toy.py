@@ -2,7 +2,7 @@
 
 gramjax run --config=gram_r2_toy --workdir=runs/gram_r2_toy
 
-1,024 pairs with rationales train the prover and the first judge; two rounds of 2,000 unlabelled pairs follow. Pairs,
+512 pairs with rationales train the prover and the first judge; two rounds of 2,000 unlabelled pairs follow. Pairs,
 rationales and tokenizer come from the package (`recipe:permutation_world`). Every ablation is an override, for example
 --config.recipe.rationale_source=none (labels only) or --config.recipe.proving.choice=first (no proof selection).
 Hardware: 2 CPU cores, a few minutes. Expected: docs/gram_r2.md.
@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     config.train.log_every = 100
     config.generation.slots = 128
     recipe = config.recipe
-    recipe.rationales = ("recipe:permutation_world:train:1024",)
+    recipe.rationales = ("recipe:permutation_world:train:512",)
     recipe.unlabelled = ("recipe:permutation_world:unlabelled:4000",)
     recipe.rounds = 2
     recipe.judging.instruction, recipe.proving.instruction = world.JUDGE_PROMPT, world.PROVER_PROMPT
