@@ -29,6 +29,8 @@ from gramjax.core.statistics import wilson
 from gramjax.data.recipes import permutation_world as world
 
 CORRUPT = 0.4
+MORE = 2048
+"""Pairs of the second comparison of part a."""
 PROVED, LABELLED = 2048, 1024
 """Part d: pairs with rationales for the prover, and labelled pairs without."""
 TEST = 500
@@ -71,9 +73,16 @@ def short(test: dict[str, Any]) -> dict[str, Any]:
 
 
 def part_a(out: Path, seed: int) -> dict[str, Any]:
-    """Labels alone, for the comparison with R0 of the rounds at equal N."""
-    alone = ("--config.recipe.rounds=0", "--config.recipe.final=False", *sources(seed))
-    return {"labels": first(recipe(out / f"labels-seed{seed}", seed, *alone, "--config.recipe.rationale_source=none"))}
+    """Labels alone, for the comparison with R0 of the rounds at equal N; and both with more pairs."""
+    alone = ("--config.recipe.rounds=0", "--config.recipe.final=False")
+    labels = "--config.recipe.rationale_source=none"
+    more = f"--config.recipe.rationales=('recipe:permutation_world:train:{MORE}:{seed}',)"
+    few = recipe(out / f"labels-seed{seed}", seed, *alone, *sources(seed), labels)
+    return {
+        "labels": first(few),
+        "labels_more": first(recipe(out / f"labels-more-seed{seed}", seed, *alone, more, labels)),
+        "rationales_more": first(recipe(out / f"rationales-more-seed{seed}", seed, *alone, more)),
+    }
 
 
 def part_bc(out: Path, seed: int) -> dict[str, Any]:
@@ -148,7 +157,9 @@ def means(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     out: dict[str, Any] = {}
     if all("a" in run for run in runs):
-        out["a_labels"] = over(lambda r: r["a"]["labels"]["accuracy"])
+        for name in ("labels", "labels_more", "rationales_more"):
+            out[f"a_{name}"] = over(lambda r, n=name: r["a"][n]["accuracy"])
+            out[f"a_{name}_one_draw"] = over(lambda r, n=name: r["a"][n]["accuracy_one_draw"])
     if all("bc" in run for run in runs):
         for number in range(len(runs[0]["bc"]["rounds"])):
             out[f"c_R{number}"] = over(lambda r, n=number: r["bc"]["rounds"][n]["test"]["accuracy"])
