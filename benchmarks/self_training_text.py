@@ -101,10 +101,10 @@ def settings(out: Path, rows: dict[str, list[dict[str, Any]]]) -> Any:
     config = flags.load("gram_r2_toy")
     config.tokenizer.path = str(place)
     config.data.valid = (str(out / "data" / "test.jsonl"),)
-    config.data.max_length = 512
+    config.data.max_length = 640
     arch = config.model.arch
     arch.hidden_size, arch.intermediate_size, arch.num_layers = 128, 384, 4
-    arch.num_heads, arch.num_kv_heads, arch.head_dim, arch.max_position_embeddings = 8, 4, 16, 640
+    arch.num_heads, arch.num_kv_heads, arch.head_dim, arch.max_position_embeddings = 8, 4, 16, 768
     config.train.batch_size, config.optim.lr, config.optim.weight_decay = 16, 1e-3, 0.1
     config.generation.slots = 64
     recipe = config.recipe
