@@ -105,7 +105,8 @@ def settings(out: Path, rows: dict[str, list[dict[str, Any]]]) -> Any:
     arch = config.model.arch
     arch.hidden_size, arch.intermediate_size, arch.num_layers = 128, 384, 4
     arch.num_heads, arch.num_kv_heads, arch.head_dim, arch.max_position_embeddings = 8, 4, 16, 768
-    config.train.batch_size, config.optim.lr, config.optim.weight_decay = 16, 1e-3, 0.1
+    config.train.batch_size, config.optim.lr, config.optim.weight_decay = 16, 2e-3, 0.1
+    config.train.log_every = 25
     config.generation.slots = 64
     recipe = config.recipe
     recipe.rationales = (str(out / "data" / "rationales.jsonl"),)
@@ -114,10 +115,10 @@ def settings(out: Path, rows: dict[str, list[dict[str, Any]]]) -> Any:
     recipe.judging.sampling.max_tokens = recipe.proving.sampling.max_tokens = 128
     recipe.judging.sampling.n = recipe.proving.sampling.n = 4
     config.evals.rationale.judging.sampling.max_tokens, config.evals.rationale.judging.sampling.n = 128, 4
-    config.evals.rationale.limit = 250
-    config.phases.prover.train.steps = 300
-    config.phases.judge.train.steps = 300
-    config.phases.final.train.steps = 40
+    config.evals.rationale.limit = 200
+    config.phases.prover.train.steps = 150
+    config.phases.judge.train.steps = 150
+    config.phases.final.train.steps = 20
     return config
 
 
