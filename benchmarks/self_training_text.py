@@ -112,6 +112,7 @@ def settings(out: Path, rows: dict[str, list[dict[str, Any]]]) -> Any:
     recipe.rationales = (str(out / "data" / "rationales.jsonl"),)
     recipe.unlabelled = (str(out / "data" / "unlabelled.jsonl"),)
     recipe.rounds = 1
+    recipe.rules.min_probability = 0.5  # after so few steps no judge is sure: 0.8 leaves nothing
     recipe.judging.sampling.max_tokens = recipe.proving.sampling.max_tokens = 128
     recipe.judging.sampling.n = recipe.proving.sampling.n = 4
     config.evals.rationale.judging.sampling.max_tokens, config.evals.rationale.judging.sampling.n = 128, 4
