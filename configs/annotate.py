@@ -3,6 +3,7 @@
 gramjax annotate --config=annotate:judge_pairs --config.model.path=RUN_OR_HF_DIR --config.data.path=FILE --workdir=DIR
 gramjax annotate --config=annotate:prove_preferences --config.model.path=PROVER --config.data.path=FILE --workdir=DIR
 
+Also: rank_responses (lists of responses, best first) and reward_against_reference (reward against a greedy answer).
 Writes DIR/rows.jsonl in the order of the input, DIR/refused.jsonl (id and reason of rows that did not come out) and
 DIR/summary.json. The same command continues what was interrupted.
 Hardware: whatever holds the weights; a small model runs on a CPU.
