@@ -2,15 +2,13 @@
 
 import copy
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from gramjax.checkpoint import state as checkpoints
-from gramjax.core import checks, ensembles, flags, folder, judgements, runtime, sharding, spec
+from gramjax.core import checks, ensembles, flags, folder, judgements, runtime, spec
 from gramjax.core import config as configs
 from gramjax.core.errors import UserError
 from gramjax.data import readers
@@ -69,7 +67,7 @@ def open_rows(config: Any, overrides: dict[str, Any]) -> tuple[Any, setup.Networ
 def judge(config: Any, overrides: dict[str, Any], target: Path) -> dict[str, dict[str, Any]]:
     """Evaluate the model of `config.model.path`; results and rows go into `target`."""
     found, network, settings = open_rows(config, overrides)
-    params = load_params(network)
+    params = setup.load_for_use(network)
     facts = {
         "model": config.model.path,
         "data": config.data.path,
@@ -129,20 +127,6 @@ def inherit(config: Any, overrides: dict[str, Any]) -> dict[str, Any]:
         if "rationale" in config.evals and INSTRUCTION not in overrides and saved.get("objective.instruction"):
             config.evals.rationale.judging.instruction = taken[INSTRUCTION] = saved["objective.instruction"]
     return taken
-
-
-def load_params(network: setup.Network) -> Any:
-    """The parameters of a network, matrices in the compute dtype; raises UserError when a head is missing."""
-    model = network.model
-    places = sharding.shardings(model.specs(), network.mesh)
-
-    def dtype(leaf: spec.Spec) -> Any:
-        return model.compute_dtype if len(leaf.shape) >= 2 and leaf.shape[-1] > 1 else jnp.dtype(jnp.float32)
-
-    loaded = network.source.load(model.specs(), model.config, places, spec.map_specs(dtype, model.specs()))
-    for note in loaded.notes:
-        print(f"gramjax: {note}", file=sys.stderr)
-    return loaded.params
 
 
 def show(name: str, results: dict[str, Any], workdir: Path) -> None:

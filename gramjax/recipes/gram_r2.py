@@ -66,7 +66,7 @@ class Config:
     judging: Judging = Judging(sampling=configs.SamplingSection(max_tokens=1024, temperature=0.75, n=8))
     """How pairs are judged in the rounds."""
     proving: Proving = Proving()
-    """How proofs are drawn and chosen (its `rules` are replaced by `rules` below)."""
+    """How proofs are drawn and chosen (`rules` below are the rules of every step; its own stay as they are)."""
     rules: Rules = Rules()
     """What votes and rationales must pass."""
 
@@ -86,6 +86,10 @@ def check(own: Config, phases: Iterable[str] = ()) -> None:
         raise UserError("config.recipe.rationales is empty; give pairs with rationales, from which the prover learns")
     if own.rationale_source not in SOURCES:
         raise UserError(f"config.recipe.rationale_source={own.rationale_source!r} is not one of {', '.join(SOURCES)}")
+    if own.prover and not needs_prover(own):
+        raise UserError(f"config.recipe.prover={own.prover!r} would not be used: no step of this recipe writes proofs")
+    if own.proving.rules != Rules():
+        raise UserError("config.recipe.proving.rules would not be used: set config.recipe.rules instead")
     if own.init not in ("base", "previous"):
         raise UserError(f"config.recipe.init={own.init!r} is neither base nor previous")
     if own.rounds < 0 or (own.rounds and len(own.unlabelled) not in (1, own.rounds)):

@@ -1,14 +1,10 @@
 """A model opened for sampling: what every job that draws answers begins with."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-
 from gramjax.checkpoint import json_file
 from gramjax.core import config as configs
-from gramjax.core import sharding, spec
 from gramjax.core.config import GenerationSection
 from gramjax.data.tokenizer import Tokenizer
 from gramjax.generation.sampler import Sampler
@@ -20,19 +16,7 @@ def open_sampler(config: Any) -> Sampler:
     network = setup.open_network(config, heads=("tokens",))
     settings = configs.section(config.generation, GenerationSection, "generation")
     model = network.model
-    places = sharding.shardings(model.specs(), network.mesh)
-
-    def dtype(leaf: spec.Spec) -> Any:
-        return model.compute_dtype if len(leaf.shape) >= 2 and leaf.shape[-1] > 1 else jnp.dtype(jnp.float32)
-
-    dtypes = spec.map_specs(dtype, model.specs())
-    if network.source is None:
-        loaded = setup.load_params(model, None, places, dtypes, config.seed)
-    else:  # a vocabulary head that is not there cannot be made up
-        loaded = network.source.load(model.specs(), model.config, places, dtypes)
-    for note in loaded.notes:
-        print(f"gramjax: {note}", file=sys.stderr)
-    weights = model.pack_for_decoding(loaded.params, settings.gather_weights)
+    weights = model.pack_for_decoding(setup.load_for_use(network, config.seed), settings.gather_weights)
     return Sampler(model, weights, network.renderer, end_ids_of(network), settings)
 
 

@@ -6,6 +6,7 @@ else the run, Hugging Face folder or llama2.c file that `config.model.path` name
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -271,3 +272,24 @@ def load_params(model: Model, source: Any, shardings: Any, dtypes: Any, seed: in
         return huggingface.Loaded(params, ("*",), ("all parameters are drawn from the seed",))
     heads = tuple(name for name in ("score", "value", "lm_head") if name in specs)
     return source.load(specs, model.config, shardings, dtypes, fresh=heads, key=key)
+
+
+def load_for_use(network: Network, seed: int = 0) -> Any:
+    """The parameters of a network that will not be trained: matrices in the compute dtype. Notes go to stderr.
+
+    Raises UserError when a head of the model is missing from its source. Without a source they are drawn from the seed.
+    """
+    model = network.model
+    places = sharding.shardings(model.specs(), network.mesh)
+
+    def dtype(leaf: spec.Spec) -> Any:
+        return model.compute_dtype if len(leaf.shape) >= 2 and leaf.shape[-1] > 1 else jnp.dtype(jnp.float32)
+
+    dtypes = spec.map_specs(dtype, model.specs())
+    if network.source is None:
+        loaded = load_params(model, None, places, dtypes, seed)
+    else:  # a head that is not there cannot be made up
+        loaded = network.source.load(model.specs(), model.config, places, dtypes)
+    for note in loaded.notes:
+        print(f"gramjax: {note}", file=sys.stderr)
+    return loaded.params

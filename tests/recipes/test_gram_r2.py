@@ -322,3 +322,15 @@ def test_a_round_that_keeps_nothing_is_reported(half_done):
     second = gram_r2.summarise(config, workdir)["rounds"][1]
     assert (second["kept_share"], second["pseudo_label_precision"], second["share_of_a"]) == (0.0, None, None)
     assert plots.read(gram_r2.summarise(config, workdir))[1].kept_share == 0.0
+
+
+@pytest.mark.parametrize(
+    "setting, value, word",
+    [("proving.rules.max_tokens", 7, "config.recipe.rules"), ("prover", "somewhere", "would not be used")],
+)
+def test_settings_that_no_step_would_use_are_refused(setting, value, word):
+    config = flags.load("gram_r2_toy")
+    config.recipe.rationale_source = "self" if setting == "prover" else "prover"
+    config.recipe.update_from_flattened_dict({setting: value})
+    with pytest.raises(UserError, match=word):
+        gram_r2.steps(config, Path("anywhere"))
