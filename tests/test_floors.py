@@ -17,7 +17,7 @@ FLOORS = {
     "core": 0,
     "models": 1,
     "data": 2, "checkpoint": 2,
-    "generation": 3,
+    "generation": 3, "scoring": 3,
     "training": 4, "objectives": 4, "rewards": 4, "annotators": 4, "selection": 4, "evals": 4, "recipes": 4, "plots": 4,
     "serving": 4,
     "jobs": 5,

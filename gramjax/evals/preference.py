@@ -9,16 +9,14 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
-from gramjax.core import judgements, leaderboards, sharding, statistics
+from gramjax.core import judgements, leaderboards, statistics
 from gramjax.core.errors import DataError, UserError
-from gramjax.data import buckets
-from gramjax.data.rows import Drop, Tally, text_length
-from gramjax.models import heads
+from gramjax.data.rows import Tally, text_length
+from gramjax.scoring import reward_model
+from gramjax.scoring.reading import Layout, Reader
+from gramjax.scoring.reward_model import Comparison, Settings
 
 ROW_TYPES = ("preference",)
 
@@ -30,7 +28,12 @@ class Config:
     batch_size: int = 32
     """Sequences per batch over all devices (a pair is two sequences). Scores do not depend on it."""
     method: str = "auto"
-    """`judge` (verdict tokens), `score` (scalar head), or `auto`: `score` if the model has that head."""
+    """`judge` (verdict tokens), `score` (scalar head), `implicit` (log-probability of the answer, less that of
+    config.reference if there is one), or `auto`: `score` if the model has that head, else `judge`."""
+    beta: float = 0.1
+    """Scale of implicit rewards."""
+    share: bool = True
+    """Compute what the texts of a pair have in common at the start once; scores change by rounding only."""
     both_orders: bool = True
     """Judge every pair in both orders; False: in one, drawn by `seed` and the id of the row."""
     agg: str = "prob"
@@ -53,10 +56,6 @@ class Config:
     seed: int = 0
 
 
-Scorer = Callable[[Any, Mapping[str, np.ndarray]], jax.Array]
-"""`scorer(weights, batch)`: float32 [B] rewards or [B, 2] verdict logits ([B, 3] with the log-normaliser)."""
-
-
 def evaluate(
     model: Any,
     weights: Any,
@@ -65,240 +64,117 @@ def evaluate(
     config: Config,
     write_row: Callable[[dict[str, Any]], None] | None = None,
     mesh: Mesh | None = None,
-    scorer: Scorer | None = None,
+    scorer: Reader | None = None,
+    reference: Any = None,
 ) -> Iterator[tuple[str, Any]]:
     """Judge preference rows; yield (name, value), plain numbers first, then tables (dicts and lists, JSON-able).
 
-    `weights` are in use (packed); `rows` are normalised preference rows. `write_row` receives one dict per pair, in
-    the order of the rows. `scorer` is a `make_scorer` of the same model, to compile once for many evaluations.
-    Numbers that have no meaning (the swap consistency of a scalar model) are None; "notes" says why.
-    Raises DataError when no pair can be judged, UserError for contradictory settings.
+    `weights` (and those of the `reference` of an implicit reward) are in use (packed); `rows` are normalised preference
+    rows. `write_row` receives one dict per pair, in the order of the rows. `scorer` is a `make_scorer` of the same
+    model, to compile once for many evaluations. Numbers that have no meaning (the swap consistency of a scalar model)
+    are None; "notes" says why. Raises DataError when no pair can be judged, UserError for contradictory settings.
     """
-    method = kind(model, config)
+    check(model, config)
     rows = list(rows)[: config.limit or None]
-    encoded, skipped, shortened = _encode(rows, renderer, config, method)
-    if not encoded:
+    scorer = scorer or make_scorer(model, renderer, config, mesh)
+    layout = Layout(config.batch_size, config.buckets, config.share)
+    judge = reward_model.build(model, weights, renderer, settings(config), layout, scorer, reference)
+    orders = [_order(row, config, judge.kind) for row in rows]
+    shown = ["both" if order == "none" else order for order in orders]
+    found = judge.compare([(row["prompt"], row["chosen"], row["rejected"]) for row in rows], shown)
+    skipped, records = Tally(), []
+    for index, (row, order, said) in enumerate(zip(rows, orders, found, strict=True)):
+        if said.reason:
+            skipped.add(said.reason, str(row.get("id", index)))
+        else:
+            record = judgements.decide(_record(row, index, ORDERS[order]) | _said(said, ORDERS[order], config))
+            records.append(record)
+            if write_row is not None:
+                write_row(record)
+    if not records:
         reasons = "; ".join(f"{count} {reason} (first: {first})" for reason, (count, first) in skipped.items())
         raise DataError(f"0 of {len(rows)} preference pairs can be judged: {reasons or 'there are no rows'}")
-    mesh = mesh if mesh is not None else getattr(model, "mesh", None)
-    scorer = scorer or make_scorer(model, renderer, config, mesh)
-    flat = [sequence for item in encoded for sequence in item.sequences]
-    raw = score_sequences(scorer, weights, flat, config, mesh)
-    records = [_record(row, item) for row, item in ((rows[item.index], item) for item in encoded)]
-    fill = _fill_rewards if method == "score" else _fill_verdicts
-    fill(records, encoded, raw, config)
-    for record in records:
-        judgements.decide(record)
-        if write_row is not None:
-            write_row(record)
     yield from judgements.summarise(
         records, config.bins, config.bootstrap_samples, config.seed, config.length_edges, config.length_difference
     )
     yield "num_skipped", skipped.total
-    yield "num_shortened", shortened
+    yield "num_shortened", sum(record["shortened"] for record in records)
     yield from leaderboards.summarise(records, leaderboards.benchmark_of(records), config.seed)
     yield "skipped", {reason: {"count": count, "first": first} for reason, (count, first) in skipped.items()}
 
 
-def kind(model: Any, config: Config) -> str:
-    """`judge` or `score`: the method of the config, or what the heads of the model allow."""
-    have = tuple(model.config.heads)
-    method = config.method
-    if method == "auto":
-        method = "score" if "score" in have else "judge"
-    needed = {"judge": "tokens", "score": "score"}.get(method)
-    if needed is None:
-        raise UserError(f"config.evals.preference.method is {method!r}; use auto, judge or score")
-    if needed not in have:
-        raise UserError(f"preference evaluation by {method} needs the head {needed!r}; the model has {', '.join(have)}")
-    for name, value, known in (
-        ("agg", config.agg, ("prob", "logit")),
-        ("label_space", config.label_space, ("candidates", "full")),
-        ("length_difference", config.length_difference, ("relative", "characters")),
-    ):
-        if value not in known:
-            raise UserError(f"config.evals.preference.{name} is {value!r}; use {' or '.join(known)}")
+ORDERS = {"none": "none", "both": "both", "first": "chosen_first", "second": "rejected_first"}
+"""How a pair is shown (the chosen answer is the first of the pair) and what its row says of it."""
+
+
+def settings(config: Config) -> Settings:
+    """How the reward model scores."""
+    return Settings(config.method, config.agg, config.label_space, config.beta, config.overlong)
+
+
+def check(model: Any, config: Config) -> None:
+    """Raise UserError for settings that contradict each other or the model."""
+    reward_model.check(model, settings(config))
+    if config.length_difference not in ("relative", "characters"):
+        raise UserError(
+            f"config.evals.preference.length_difference is {config.length_difference!r}; use relative or characters"
+        )
     if config.batch_size < 1 or config.bins < 1 or list(config.length_edges) != sorted(set(config.length_edges)):
         raise UserError("config.evals.preference: batch_size and bins must be positive, length_edges must increase")
-    return method
 
 
-def make_scorer(model: Any, renderer: Any, config: Config, mesh: Mesh | None = None) -> Scorer:
-    """The compiled function from weights and a padded batch to rewards or verdict logits (see `Scorer`).
-
-    Reads the hidden state at `ends` only: the vocabulary is never multiplied with more than one position per sequence,
-    and with `candidates` only two of its columns are.
-    """
-    method = kind(model, config)
-    ids = tuple(renderer.verdict_ids) if method == "judge" else ()
-    full = config.label_space == "full"
-
-    def score(weights: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-        hidden_BTD = model.forward(weights, batch).hidden
-        hidden_B1D = heads.take_positions(hidden_BTD, batch["ends"])
-        if method == "score":
-            return heads.score(weights, hidden_B1D)[:, 0]
-        verdicts_B2 = heads.verdict_logits(weights, hidden_B1D, ids)[:, 0]
-        if not full:
-            return verdicts_B2
-        normaliser_B = jax.nn.logsumexp(heads.logits(weights, hidden_B1D)[:, 0], axis=-1)
-        return jnp.concatenate([verdicts_B2, normaliser_B[:, None]], axis=-1)
-
-    return jax.jit(score, out_shardings=None if mesh is None else sharding.replicated(mesh))
+def make_scorer(model: Any, renderer: Any, config: Config, mesh: Mesh | None = None) -> Reader:
+    """The compiled function from weights and a padded batch to rewards or verdict logits (`scoring.reading`)."""
+    model = model if mesh is None else dataclasses.replace(model, mesh=mesh)
+    return reward_model.make_reader(model, renderer, settings(config))
 
 
-def score_sequences(
-    scorer: Scorer, weights: Any, sequences: Sequence[np.ndarray], config: Config, mesh: Mesh | None = None
-) -> np.ndarray:
-    """Scores of token sequences in their order, float64 [N, ...]; what each is does not depend on its neighbours."""
-    shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-    wanted = min(config.batch_size, 1 << max(len(sequences) - 1, 0).bit_length())
-    batch_size = -(-wanted // shards) * shards
-    # Fetch the batch before while the device works on this one. Simulated devices of a CPU share threads: there two
-    # programs with collectives in flight can wait for each other for ever.
-    ahead = 0 if jax.default_backend() == "cpu" and jax.device_count() > 1 else 1
-    parts: list[tuple[np.ndarray, Any]] = []
-    for indices, batch in buckets.batches(sequences, batch_size, config.buckets):
-        parts.append((indices, scorer(weights, sharding.place(batch, mesh))))
-        if len(parts) > ahead:
-            parts[-1 - ahead] = (parts[-1 - ahead][0], np.asarray(parts[-1 - ahead][1]))
-    out = np.zeros((len(sequences), *parts[0][1].shape[1:]), np.float64)
-    for indices, values in parts:
-        out[indices] = np.asarray(values)[: len(indices)]
-    return out
-
-
-@dataclasses.dataclass(frozen=True)
-class _Encoded:
-    """The token sequences of one row: chosen shown first, rejected shown first (or one of them); chosen, rejected."""
-
-    index: int
-    sequences: tuple[np.ndarray, ...]
-    order: str
-    shortened: bool
-
-
-def _encode(
-    rows: Sequence[Mapping[str, Any]], renderer: Any, config: Config, method: str
-) -> tuple[list[_Encoded], Tally, int]:
-    """Token sequences of all rows, reasons of those that have none (count and first id), and how many were cut."""
-    if config.overlong:
-        section = dataclasses.replace(renderer.section, overlong=config.overlong)
-        strict = dataclasses.replace(renderer, section=dataclasses.replace(section, overlong="drop"))
-        renderer = dataclasses.replace(renderer, section=section)
-    else:
-        strict = renderer
-    encoded: list[_Encoded] = []
-    skipped = Tally()
-    shortened = 0
-    for index, row in enumerate(rows):
-        order = _order(row, config, method)
-        try:
-            try:
-                sequences, cut = _render(row, strict, order), False
-            except Drop:
-                sequences, cut = _render(row, renderer, order), True
-        except Drop as drop:
-            skipped.add(str(drop), str(row.get("id", index)))
-            continue
-        shortened += cut
-        encoded.append(_Encoded(index, sequences, order, cut))
-    return encoded, skipped, shortened
-
-
-def _order(row: Mapping[str, Any], config: Config, method: str) -> str:
-    if method == "score":
+def _order(row: Mapping[str, Any], config: Config, kind: str) -> str:
+    if kind != "judge":
         return "none"
     if config.both_orders:
         return "both"
-    return "chosen_first" if statistics.coin(config.seed, str(row.get("id"))) else "rejected_first"
+    return "first" if statistics.coin(config.seed, str(row.get("id"))) else "second"
 
 
-def _render(row: Mapping[str, Any], renderer: Any, order: str) -> tuple[np.ndarray, ...]:
-    prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
-    if order == "none":
-        texts = [ids for ids, _ in renderer.completion_pair(prompt, chosen, rejected)]
-    else:
-        orders = {"chosen_first": (chosen, rejected), "rejected_first": (rejected, chosen)}
-        shown = orders.values() if order == "both" else (orders[order],)
-        texts = [renderer.judge(prompt, first, second) for first, second in shown]
-    return tuple(np.asarray(ids, np.int32) for ids in texts)
-
-
-def _record(row: Mapping[str, Any], item: _Encoded) -> dict[str, Any]:
+def _record(row: Mapping[str, Any], index: int, order: str) -> dict[str, Any]:
     return {
-        "id": str(row.get("id", item.index)),
+        "id": str(row.get("id", index)),
         "subset": str(row.get("subset") or ""),
         **leaderboards.columns(row),
         "prompt_length": text_length(row["prompt"]),
         "chosen_length": text_length(row["chosen"]),
         "rejected_length": text_length(row["rejected"]),
-        "num_tokens": max(len(s) for s in item.sequences),
-        "shortened": item.shortened,
-        "order": item.order,
+        "order": order,
     }
 
 
-def _fill_verdicts(records: list[dict[str, Any]], encoded: list[_Encoded], raw: np.ndarray, config: Config) -> None:
-    """Add scores, margins and probabilities of a generative judge from its verdict logits [sequences, 2 or 3]."""
-    margins, log_mass = raw[:, 0] - raw[:, 1], np.zeros(len(raw))
-    if config.label_space == "full":
-        log_mass = np.logaddexp(raw[:, 0], raw[:, 1]) - raw[:, 2]
-    if config.both_orders:
-        mass = log_mass.reshape(-1, 2).T
-        pair = statistics.margin_score(margins[0::2], margins[1::2], config.agg, mass)
-        for i, record in enumerate(records):
-            one, two = np.exp(mass[0, i]), np.exp(mass[1, i])
-            total = 1.0 if config.agg == "logit" else (one + two) / 2
-            record |= {
-                "score_chosen": total * pair.score[i],
-                "score_rejected": total * (1 - pair.score[i]),
-                "margin": pair.margin[i],
-                "margin_first": pair.margin_first[i],
-                "margin_second": pair.margin_second[i],
-                "p_first": pair.p_first[i],
-                "p_second": pair.p_second[i],
-                "probability": pair.score[i],
-                "log_probability": pair.log_score[i],
-                "consistent": bool(pair.consistent[i]),
-            }
-            if config.label_space == "full":
-                record["verdict_mass"] = (one + two) / 2
-        return
-    for i, (record, item) in enumerate(zip(records, encoded)):
-        chosen_first = item.order == "chosen_first"
-        margin = margins[i] if chosen_first else -margins[i]
-        p_shown = statistics.sigmoid(margins[i])
-        score, mass_i = statistics.sigmoid(margin), np.exp(log_mass[i])
-        record |= {
-            "score_chosen": mass_i * score,
-            "score_rejected": mass_i * (1 - score),
-            "margin": margin,
-            "margin_first": margins[i] if chosen_first else None,
-            "margin_second": None if chosen_first else margins[i],
-            "p_first": p_shown if chosen_first else None,
-            "p_second": None if chosen_first else p_shown,
-            "probability": score,
-            "log_probability": statistics.log_sigmoid(margin),
-            "consistent": None,
-        }
-        if config.label_space == "full":
-            record["verdict_mass"] = mass_i
+def _said(said: Comparison, order: str, config: Config) -> dict[str, Any]:
+    """The columns of a comparison whose first answer is the chosen one; what was not asked is None."""
+
+    def asked(value: float, *orders: str) -> float | None:
+        return value if order in orders else None
+
+    out = {
+        "num_tokens": said.num_tokens,
+        "shortened": said.shortened,
+        "score_chosen": said.rewards[0],
+        "score_rejected": said.rewards[1],
+        "margin": said.margin,
+        "margin_first": asked(said.margin_first, "both", "chosen_first"),
+        "margin_second": asked(said.margin_second, "both", "rejected_first"),
+        "p_first": asked(said.p_first, "both", "chosen_first"),
+        "p_second": asked(said.p_second, "both", "rejected_first"),
+        "probability": said.score,
+        "log_probability": said.log_score,
+        "consistent": None,
+    }
+    if order == "both":
+        out["consistent"] = _sign(said.margin_first) == -_sign(said.margin_second)
+    if config.label_space == "full" and order != "none":
+        out["verdict_mass"] = said.verdict_mass
+    return out
 
 
-def _fill_rewards(records: list[dict[str, Any]], encoded: list[_Encoded], raw: np.ndarray, config: Config) -> None:
-    """Add scores and margins of a scalar reward model from its rewards [sequences], chosen before rejected."""
-    for record, chosen, rejected in zip(records, raw[0::2], raw[1::2]):
-        margin = chosen - rejected
-        record |= {
-            "score_chosen": chosen,
-            "score_rejected": rejected,
-            "margin": margin,
-            "margin_first": None,
-            "margin_second": None,
-            "p_first": None,
-            "p_second": None,
-            "probability": statistics.sigmoid(margin),
-            "log_probability": statistics.log_sigmoid(margin),
-            "consistent": None,
-        }
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)

@@ -20,6 +20,8 @@ from gramjax.core.errors import UserError
 
 IMPLEMENTATIONS = ("auto", "blocked", "xla", "cudnn")
 MASKED = -1e30
+SHARED = -1
+"""The segment of a beginning that several segments of a row have in common: every later real token sees it."""
 BLOCKS, SMALLEST_BLOCK = 8, 64
 """Query blocks of the blocked form and the queries that each has at least: more blocks skip more of the square, larger
 ones keep the products large and the program short."""
@@ -56,8 +58,8 @@ def attention(
     """softmax(q k / sqrt(E)) v over the keys that a query may see, [B, T, H, E] in the dtype of q.
 
     Query t of row b stands at key index `offset_B[b] + t` (`offset_B=None`: no cache, S = T, offset 0). It sees keys
-    of its own segment at its index and before, the last `window` of them if `window` is not 0. Scores and softmax are
-    float32. A query of padding (segment 0) sees padding only; its output is finite and meaningless.
+    of its own segment and of `SHARED` at its index and before, the last `window` of them if `window` is not 0. Scores
+    and softmax are float32. A query of padding (segment 0) sees padding only; its output is finite and meaningless.
     """
     chosen = choose(implementation)
     if offset_B is None and chosen == "blocked":
@@ -77,8 +79,13 @@ def visible(segments_BT: jax.Array, key_segments_BS: jax.Array, offset_B: jax.Ar
     if offset_B is not None:
         query_index = query_index + offset_B[:, None, None]
     key_index = jnp.arange(S)[None, None, :]
-    mask = (key_index <= query_index) & (segments_BT[:, :, None] == key_segments_BS[:, None, :])
+    mask = (key_index <= query_index) & same_segment(segments_BT[:, :, None], key_segments_BS[:, None, :])
     return mask & (query_index - key_index < window) if window else mask
+
+
+def same_segment(query: jax.Array, key: jax.Array) -> jax.Array:
+    """Whether a query of one segment may see a key of another: the same one, or the shared beginning of the row."""
+    return (query == key) | ((key == SHARED) & (query != 0))
 
 
 def _dense(q_BTHE: jax.Array, k_BSKE: jax.Array, v_BSKE: jax.Array, mask_BTS: jax.Array) -> jax.Array:
@@ -150,7 +157,7 @@ def _block_scores(
     mask = key <= query
     if window:
         mask &= query - key < window
-    same = segments_BT[:, start:stop, None] == segments_BT[:, None, first:stop]
+    same = same_segment(segments_BT[:, start:stop, None], segments_BT[:, None, first:stop])
     bias = jnp.where(mask[None] & same, 0.0, MASKED)  # [B, t, s]: made once for the heads of a row
     scores = scores.reshape(B, N // B, G, stop - start, stop - first) * E**-0.5 + bias[:, None, None]
     return scores.reshape(N, G, stop - start, stop - first)

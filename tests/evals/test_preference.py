@@ -224,7 +224,7 @@ def test_nothing_to_judge_is_an_error_with_the_reasons(networks):
 def test_settings_that_do_not_fit_are_refused(networks):
     with pytest.raises(UserError, match="needs the head 'score'"):
         run(networks["judge"], rows(2), method="score")
-    with pytest.raises(UserError, match="use auto, judge or score"):
+    with pytest.raises(UserError, match="use auto, score, judge, implicit"):
         run(networks["judge"], rows(2), method="vote")
     with pytest.raises(UserError, match="agg is 'mean'"):
         run(networks["judge"], rows(2), agg="mean")

@@ -1,0 +1,260 @@
+"""A reward model ready for use: answers to rewards, pairs of answers to preferences.
+
+One object for evaluation, ranking, scoring, serving and reinforcement learning, so that all of them give one score.
+
+    score      a scalar head; a pair is decided by the difference of its rewards
+    judge      GRAM's verdict on a pair in both orders (arXiv 2506.14175, equation 4); no score for one answer alone
+    implicit   a policy trained by DPO: r = beta (log pi(y | x) - log pi_reference(y | x)) (Rafailov et al. 2023)
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gramjax.core import statistics
+from gramjax.core.errors import UserError
+from gramjax.data.branches import Tokens
+from gramjax.data.rows import Drop, Text
+from gramjax.scoring import reading
+from gramjax.scoring.reading import Layout, Reader
+
+ORDERS = ("both", "first", "second")
+"""How a judge is shown a pair: in both orders, or with the first or the second answer standing first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How answers are scored."""
+
+    method: str = "auto"
+    """`judge` (verdict tokens), `score` (scalar head), `implicit` (log-probability of the answer, against a reference),
+    or `auto`: `score` if the model has that head, else `judge`."""
+    agg: str = "prob"
+    """Average of the two orders: `prob` (of probabilities) or `logit` (of margins)."""
+    label_space: str = "candidates"
+    """Softmax over the two verdict tokens (`candidates`) or the vocabulary (`full`)."""
+    beta: float = 0.1
+    """Scale of implicit rewards."""
+    overlong: str = "shorten_responses"
+    """What happens to texts longer than config.data.max_length (see config.data.overlong; empty: the same as there)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reward:
+    """The reward of one answer."""
+
+    value: float
+    """NaN if there is none."""
+    num_tokens: int = 0
+    shortened: bool = False
+    """Whether the text had to be cut to fit."""
+    reason: str = ""
+    """Why there is no reward."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What a model says about a pair of answers; the fields of one order are NaN where it was not asked."""
+
+    score: float
+    """Probability that the first answer is better; NaN if the pair could not be judged."""
+    log_score: float = math.nan
+    margin: float = math.nan
+    """The logit of it, without the effect of the order (judge), or the difference of rewards."""
+    margin_first: float = math.nan
+    """Logit of the verdict for the answer shown first, with the first answer standing first ..."""
+    margin_second: float = math.nan
+    """... and with the second answer standing first."""
+    rewards: tuple[float, float] = (math.nan, math.nan)
+    """Rewards of the two answers; a judge's are the masses of its two verdicts."""
+    verdict_mass: float = 1.0
+    """Probability of the two verdicts together where a verdict is expected (1 with `candidates`)."""
+    num_tokens: int = 0
+    shortened: bool = False
+    reason: str = ""
+    """Why it could not be judged."""
+
+    @property
+    def p_first(self) -> float:
+        """Probability of "the one shown first" when the first answer stands first."""
+        return float(statistics.sigmoid(self.margin_first))
+
+    @property
+    def p_second(self) -> float:
+        """Probability of "the one shown first" when the second answer stands first."""
+        return float(statistics.sigmoid(self.margin_second))
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModel:
+    """A network with its weights in use, and how it is read. Build it with `build`."""
+
+    model: Any
+    weights: Any
+    renderer: Any
+    settings: Settings
+    layout: Layout
+    kind: str
+    """`score`, `judge` or `implicit`."""
+    reader: Reader
+    reference: Any = None
+    """Weights in use of the reference of an implicit reward; None: the reward is beta log pi(y | x)."""
+
+    def rewards(self, items: Sequence[tuple[Text, Text]]) -> list[Reward]:
+        """The reward of every (prompt, answer). Answers to one prompt share its computation.
+
+        Raises UserError for a judge, which has none for an answer alone.
+        """
+        if self.kind == "judge":
+            raise UserError(
+                "this model judges pairs: it has no score for one answer alone; give a reference answer to compare with"
+            )
+        found = [self._rendered(lambda r, i=item: [r.completion(*i)]) for item in items]  # type: ignore[misc]
+        groups: dict[str, list[int]] = {}
+        for number, (prompt, _) in enumerate(items):
+            groups.setdefault(repr(prompt), []).append(number)
+        values = self._read([sequences for sequences, _, _ in found], list(groups.values()))
+        return [
+            Reward(float(value[0]), len(sequences[0].tokens), cut) if sequences else Reward(math.nan, reason=reason)
+            for value, (sequences, cut, reason) in zip(values, found, strict=True)
+        ]
+
+    def compare(
+        self, items: Sequence[tuple[Text, Text, Text]], orders: Sequence[str] | None = None
+    ) -> list[Comparison]:
+        """What the model says of every (prompt, first answer, second answer); `orders` (of `ORDERS`, default all
+        `both`) is for a judge only. Texts that cannot be judged have a `reason` instead of a score."""
+        asked = ["both"] * len(items) if orders is None else list(orders)
+        if wrong := set(asked) - set(ORDERS):
+            raise ValueError(f"unknown order {wrong.pop()!r}; one of {', '.join(ORDERS)}")
+        found = [self._rendered(self._pair(item, order)) for item, order in zip(items, asked, strict=True)]
+        values = self._read([sequences for sequences, _, _ in found])
+        out = []
+        for value, order, (sequences, cut, reason) in zip(values, asked, found, strict=True):
+            if not sequences:
+                out.append(Comparison(math.nan, reason=reason))
+                continue
+            said = self._verdict(value, order) if self.kind == "judge" else _difference(*value)
+            longest = max(len(sequence.tokens) for sequence in sequences)
+            out.append(dataclasses.replace(said, num_tokens=longest, shortened=cut))
+        return out
+
+    def _pair(self, item: tuple[Text, Text, Text], order: str) -> Callable[[Any], Sequence[Any]]:
+        """The function from a renderer to the (ids, mask) of a pair."""
+        prompt, first, second = item
+        if self.kind != "judge":
+            return lambda renderer: renderer.completion_pair(prompt, first, second)
+        shown = {"first": [(first, second)], "second": [(second, first)]}.get(order, [(first, second), (second, first)])
+        return lambda renderer: [(renderer.judge(prompt, *pair), None) for pair in shown]
+
+    def _rendered(self, render: Callable[[Any], Sequence[Any]]) -> tuple[list[Tokens], bool, str]:
+        """(sequences, whether they were shortened, why there are none)."""
+        renderer = strict = self.renderer
+        if self.settings.overlong:
+            section = dataclasses.replace(renderer.section, overlong=self.settings.overlong)
+            strict = dataclasses.replace(renderer, section=dataclasses.replace(section, overlong="drop"))
+            renderer = dataclasses.replace(renderer, section=section)
+        try:
+            try:
+                made, cut = render(strict), False
+            except Drop:
+                made, cut = render(renderer), True
+        except Drop as drop:
+            return [], False, str(drop)
+        scored = self.kind == "implicit"
+        out = []
+        for ids, mask in made:
+            tokens = np.asarray(ids, np.int32)
+            out.append(Tokens(tokens, np.asarray(mask, np.float32) if scored else None))
+        return out, cut, ""
+
+    def _read(self, items: Sequence[list[Tokens]], together: list[list[int]] | None = None) -> list[np.ndarray]:
+        """What the reader says of the sequences of each item. `together` are items that may share a beginning."""
+        flat = [sequence for sequences in items for sequence in sequences]
+        starts = np.cumsum([0, *(len(sequences) for sequences in items)])
+        own = [list(range(start, stop)) for start, stop in zip(starts, starts[1:])]
+        groups = [sum((own[i] for i in part), []) for part in together] if together else own
+        groups = [group for group in groups if group]
+        if not flat:
+            return [np.zeros(0) for _ in items]
+        mesh = self.model.mesh
+        values = reading.read_all(self.reader, self.weights, flat, groups, self.layout, mesh)
+        if self.kind == "implicit":
+            if self.reference is not None:
+                values = values - reading.read_all(self.reader, self.reference, flat, groups, self.layout, mesh)
+            values = self.settings.beta * values
+        return [values[part] for part in own]
+
+    def _verdict(self, logits: np.ndarray, order: str) -> Comparison:
+        """A judge's comparison from its verdict logits [orders, 2 or 3]."""
+        margins, log_mass = logits[:, 0] - logits[:, 1], np.zeros(len(logits))
+        if logits.shape[1] == 3:
+            log_mass = np.logaddexp(logits[:, 0], logits[:, 1]) - logits[:, 2]
+        mass = float(np.mean(np.exp(log_mass)))
+        if order == "both":
+            pair = statistics.margin_score(margins[:1], margins[1:], self.settings.agg, log_mass[:, None])
+            score, total = float(pair.score[0]), 1.0 if self.settings.agg == "logit" else mass
+            return Comparison(
+                score, float(pair.log_score[0]), float(pair.margin[0]), float(margins[0]), float(margins[1]),
+                (total * score, total * (1 - score)), mass,
+            )  # fmt: skip
+        shown = float(margins[0])
+        margin = shown if order == "first" else -shown
+        score = float(statistics.sigmoid(margin))
+        return Comparison(
+            score,
+            float(statistics.log_sigmoid(margin)),
+            margin,
+            margin_first=shown if order == "first" else math.nan,
+            margin_second=math.nan if order == "first" else shown,
+            rewards=(mass * score, mass * (1 - score)),
+            verdict_mass=mass,
+        )
+
+
+def _difference(first: float, second: float) -> Comparison:
+    """A comparison by two rewards."""
+    margin = float(first - second)
+    score, log_score = float(statistics.sigmoid(margin)), float(statistics.log_sigmoid(margin))
+    return Comparison(score, log_score, margin, rewards=(float(first), float(second)))
+
+
+def check(model: Any, settings: Settings) -> str:
+    """The kind of the reward model. Raises UserError for settings that do not fit it."""
+    kind = reading.kind_of(model.config.heads, settings.method)
+    for name, value, known in (
+        ("agg", settings.agg, ("prob", "logit")),
+        ("label_space", settings.label_space, ("candidates", "full")),
+    ):
+        if value not in known:
+            raise UserError(f"{name} is {value!r}; use {' or '.join(known)}")
+    return kind
+
+
+def make_reader(model: Any, renderer: Any, settings: Settings) -> Reader:
+    """The compiled reader of a model, to be kept for many `build`s. Raises UserError for settings that do not fit."""
+    kind = check(model, settings)
+    ids = renderer.verdict_ids if kind == "judge" else (-1, -1)
+    return reading.make_reader(model, kind, ids, settings.label_space == "full", model.mesh)
+
+
+def build(
+    model: Any,
+    weights: Any,
+    renderer: Any,
+    settings: Settings = Settings(),
+    layout: Layout = Layout(),
+    reader: Reader | None = None,
+    reference: Any = None,
+) -> RewardModel:
+    """A reward model from a network and its packed weights. Raises UserError for settings that do not fit it."""
+    if layout.batch_size < 1:
+        raise UserError(f"batch_size is {layout.batch_size}; it must be positive")
+    kind = check(model, settings)
+    if layout.share and not reading.shares(model):
+        layout = dataclasses.replace(layout, share=False)
+    reader = reader or make_reader(model, renderer, settings)
+    return RewardModel(model, weights, renderer, settings, layout, kind, reader, reference)
