@@ -12,12 +12,16 @@ from typing import Any
 
 from gramjax.core.errors import DataError
 from gramjax.data import helpsteer3
-from gramjax.data.rows import PAIR_UNLABELLED, PREFERENCE, RATIONALE, Drop, Message, coin
+from gramjax.data.rows import PAIR_UNLABELLED, PREFERENCE, RATIONALE, RESPONSES, Drop, Message, coin
 
 START, END = "[The Start of Assistant {}'s Answer]", "[The End of Assistant {}'s Answer]"
 QUESTION = "[User Question]"
 TIE = "tie"
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
+
+LANGUAGES = {"de": "German", "en": "English", "zh": "Chinese", "ru": "Russian", "he": "Hebrew", "ja": "Japanese"}
+MINOR_ERROR = 1.0
+"""Smallest difference of MQM penalties (a minor error counts 1) that says which translation is better."""
 
 Record = Mapping[str, Any]
 Want = Sequence[str]
@@ -220,6 +224,33 @@ def _qa_feedback(record: Record, where: str, want: Want) -> list[dict[str, Any]]
     return out
 
 
+def _mqm(record: Record, where: str, want: Want) -> list[dict[str, Any]]:
+    """WMT's error-annotated translations: one source, `outputs` with `hyp` and the penalty `mqm` (lower is better).
+
+    Pairs whose penalties differ by less than a minor error are ties; the `margin` of a pair is the difference. As a
+    list (`responses`) the translations keep their `scores`, the negated penalties.
+    """
+    rest = {k: v for k, v in record.items() if k not in ("source", "outputs")}
+    name = record.get("id", f"{record.get('doc', where)}/{record.get('seg', '')}".rstrip("/"))
+    target = str(record.get("lp", ""))[-2:]
+    prompt = f"Translate into {LANGUAGES.get(target, target or 'the other language')}:\n\n{record['source']}"
+    outputs = [output for output in record["outputs"] if output.get("mqm") is not None]
+    if want[:1] == (RESPONSES,):
+        answers = [assistant(_scalar_text(o["hyp"], where, "hyp")) for o in outputs]
+        scores = [-float(output["mqm"]) for output in outputs]
+        return [{**rest, "id": name, "prompt": user(prompt), "responses": answers, "scores": scores}]
+    out: list[dict[str, Any]] = []
+    for (i, one), (j, two) in itertools.combinations(enumerate(outputs), 2):
+        gap = round(two["mqm"] - one["mqm"], 4)  # means over raters, to four digits
+        row = {**rest, "id": f"{name}/{i}-{j}", "group": str(name), "margin": abs(gap)}
+        try:
+            winner = 0 if abs(gap) < MINOR_ERROR or one["hyp"] == two["hyp"] else 1 if gap > 0 else 2
+            out.append(_judged(row, prompt, [one["hyp"], two["hyp"]], winner, want))
+        except Drop as drop:
+            out.append({"_drop": str(drop), **row})
+    return out
+
+
 def _matrix(record: Record, where: str, want: Want) -> list[dict[str, Any]]:
     """RM-Bench and RewardBench 2: lists of chosen and rejected answers, one row per cell."""
     rest = {k: v for k, v in record.items() if k not in ("prompt", "chosen", "rejected")}
@@ -312,6 +343,8 @@ FORMATS: tuple[tuple[str, Callable[[Record], bool], Callable[[Record, str, Want]
      _persona),
     ("qa-feedback", lambda r: isinstance(r.get("predictions"), list) and isinstance(r.get("preference"), list),
      _qa_feedback),
+    ("mqm", lambda r: _has(r, "source") and isinstance(r.get("outputs"), list) and bool(r["outputs"])
+     and all(isinstance(o, Mapping) and "hyp" in o and "mqm" in o for o in r["outputs"]), _mqm),
     ("matrix", lambda r: isinstance(r.get("prompt"), str) and all(
         isinstance(r.get(n), list) and r[n] and all(isinstance(x, str) for x in r[n]) for n in ("chosen", "rejected")),
      _matrix),

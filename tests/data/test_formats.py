@@ -166,3 +166,19 @@ def test_rows_with_trl_names_are_left_alone():
     assert formats.adapt(record, "f row 1") == ("trl", [record])
     record = {"messages": [{"role": "user", "content": "q"}]}
     assert formats.adapt(record, "f row 1") == ("trl", [record])
+
+
+def test_mqm_translations_are_pairs_by_penalty_or_a_list_with_scores():
+    outputs = [{"system": name, "hyp": text, "mqm": penalty, "raters": 3}
+               for name, text, penalty in (("a", "gut", 0.3333), ("b", "besser", 0.0), ("c", "falsch", 1.3333))]  # fmt: skip
+    record = {"lp": "ende", "doc": "news:1", "seg": 4, "source": "good", "outputs": outputs}
+    name, rows = formats.adapt(record, "row 1")
+    kept = [row for row in rows if "_drop" not in row]
+    assert name == "mqm" and [row["_drop"] for row in rows if "_drop" in row] == ["tie"]
+    assert [(r["chosen"][0]["content"], r["rejected"][0]["content"], r["margin"]) for r in kept] == [
+        ("gut", "falsch", 1.0),
+        ("besser", "falsch", 1.3333),
+    ]
+    assert "German" in kept[0]["prompt"][0]["content"] and kept[0]["id"] == "news:1/4/0-2"
+    (listed,) = formats.adapt(record, "row 1", ("responses",))[1]
+    assert listed["scores"] == [-0.3333, -0.0, -1.3333] and len(listed["responses"]) == 3
