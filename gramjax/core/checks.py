@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gramjax.core import plugins
-from gramjax.core.config import GENERAL, SECTIONS
+from gramjax.core.config import GENERAL, SECTIONS, fields
 from gramjax.core.errors import UserError
 
 INF = math.inf
@@ -55,6 +55,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.eval_every": (0, INF),
     "train.save_every": (0, INF),
     "train.keep": (1, INF),
+    "lora.rank": (0, 2**20),
+    "lora.alpha": (0, INF),
     "mesh.data": (-1, INF),
     "mesh.fsdp": (-1, INF),
     "mesh.tensor": (-1, INF),
@@ -101,7 +103,7 @@ def settings_of(record: type, prefix: str) -> dict[str, Setting]:
     hints = typing.get_type_hints(record)
     instance = record()
     out: dict[str, Setting] = {}
-    for field in dataclasses.fields(record):
+    for field in fields(record):
         default = getattr(instance, field.name)
         if dataclasses.is_dataclass(default):
             out.update(settings_of(type(default), f"{prefix}{field.name}."))
@@ -246,14 +248,26 @@ def contradictions(good: Mapping[str, Any]) -> list[str]:
         out.append(f"config.mesh is {sizes}; each size must be positive, and one at most -1")
     if "data.verdicts" in good and len(set(good["data.verdicts"])) < 2:
         out.append(f"config.data.verdicts are {good['data.verdicts']}; the two must differ")
+    if good.get("lora.rank", 1) == 0:
+        plain = {f"lora.{f.name}": f.default for f in dataclasses.fields(SECTIONS["lora"])}
+        out += [f"config.{path} is {good[path]!r}, but config.lora.rank is 0: there are no adapters"
+                for path, default in plain.items() if path in good and as_tuple(good[path]) != default]  # fmt: skip
+    if good.get("model.adapter") and (not good.get("model.path") or good.get("model.random_weights")):
+        out.append(f"config.model.adapter is {good['model.adapter']!r}, but it has no weights to belong to: give "
+                   "config.model.path, without random_weights")  # fmt: skip
     return out + contradictions_of_beams(good)
+
+
+def as_tuple(value: Any) -> Any:
+    """A list, as JSON has it, as the tuple that it stands for."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def contradictions_of_beams(good: Mapping[str, Any]) -> list[str]:
     """Settings of drawing beside a beam search, or the other way round: they would be ignored."""
     defaults = {f"{name}.{f.name}": f.default for name in ("sampling", "generation")
                 for f in dataclasses.fields(SECTIONS[name])}  # fmt: skip
-    plain = {path: tuple(value) if isinstance(value, list) else value for path, value in good.items()}
+    plain = {path: as_tuple(value) for path, value in good.items()}
     changed = {path for path in plain if path in defaults and plain[path] != defaults[path]}
     beams = good.get("sampling.num_beams", 1)
     if beams <= 1:
@@ -278,3 +292,17 @@ def check(config: Mapping[str, Any], verb: str = "train") -> None:
     if found:
         count = f"{len(found)} problems: " if len(found) > 1 else ""
         raise UserError(count + "; ".join(found))
+
+
+def one_of(record: Any, section: str, **known: tuple[str, ...]) -> None:
+    """Raise UserError for a field of a plug-in's config that is none of its words: `one_of(config, "x", a=…)`."""
+    for name, words in known.items():
+        if getattr(record, name) not in words:
+            raise UserError(f"config.{section}.{name}={getattr(record, name)!r} is not one of {', '.join(words)}")
+
+
+def at_least_zero(record: Any, section: str, *names: str) -> None:
+    """Raise UserError for a field of a plug-in's config that is negative."""
+    for name in names:
+        if getattr(record, name) < 0:
+            raise UserError(f"config.{section}.{name}={getattr(record, name)} must not be negative")

@@ -24,7 +24,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
 }
 """What a file in each plug-in folder must define; `tests/test_floors.py` checks every file against it."""
 
-PARTS_OF_MODELS = ("attention", "block", "heads", "stack", "model", "rotary")
+PARTS_OF_MODELS = ("attention", "block", "heads", "stack", "model", "rotary", "lora", "sides")
 """Files of `gramjax/models` that are parts of models, not models."""
 
 

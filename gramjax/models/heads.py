@@ -56,6 +56,31 @@ def value(weights: Any, hidden_BTD: jax.Array) -> jax.Array:
     return out[..., 0] + head["bias"].astype(jnp.float32)
 
 
+def learned_mask(ends_BN: jax.Array, mask_BN: jax.Array, length: int) -> jax.Array:
+    """Where the learned vector of preference representations stands, bool [B, T]: at the last token of each example."""
+    hit_BNT = ends_BN[..., None] == jnp.arange(length)
+    return jnp.any(hit_BNT & (mask_BN[..., None] > 0), axis=-2)
+
+
+def representation(weights: Any, hidden_BND: jax.Array) -> jax.Array:
+    """Preference representations [B, N, P] of the hidden states at the learned token."""
+    hidden = hidden_BND.astype(jnp.float32)
+    projection = weights["preference"].get("projection")
+    return hidden if projection is None else jnp.einsum("...D,DP->...P", hidden, projection.astype(jnp.float32))
+
+
+def order(weights: Any, represented_BNP: jax.Array) -> jax.Array:
+    """Order logits u [B, N] of preference representations: positive where the first response is preferred."""
+    return jnp.einsum("...P,PO->...O", represented_BNP, weights["preference"]["order"].astype(jnp.float32))[..., 0]
+
+
+def margin(weights: Any, represented_BNP: jax.Array) -> jax.Array:
+    """Margins [B, N], in standard deviations, of preference representations."""
+    head = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), weights["margin"])
+    inner = jax.nn.gelu(jnp.einsum("...P,PF->...F", represented_BNP, head["hidden"]) + head["hidden_bias"])
+    return jnp.einsum("...F,FO->...O", inner, head["out"])[..., 0] + head["bias"]
+
+
 def take_positions(hidden_BTD: jax.Array, positions_BN: jax.Array) -> jax.Array:
     """Hidden states [B, N, D] at the given positions of each row."""
     return jnp.take_along_axis(hidden_BTD, positions_BN[..., None], axis=1, mode="clip")
@@ -73,6 +98,16 @@ def cross_entropy(
     return _cross_entropy(hidden_BTD, matrix, labels_BT, mask_BT.astype(jnp.float32), tied, chunk)
 
 
+def token_logprobs(weights: Any, hidden_BTD: jax.Array, labels_BT: jax.Array, chunk: int = 1024) -> jax.Array:
+    """log softmax(logits)[label] of every token, float32 [B, T], without ever holding all logits.
+
+    Only `chunk` tokens have logits at a time. Since each token has a gradient of its own, the backward pass makes the
+    logits again: one product more than `cross_entropy`, which is for sums.
+    """
+    matrix, tied = output_matrix(weights)
+    return _token_logprobs(hidden_BTD, matrix, labels_BT, tied, chunk)
+
+
 def _chunks(B: int, T: int, chunk: int) -> tuple[int, int]:
     """Number of chunks along the length and their size: the largest divisor of T within the budget."""
     budget = max(chunk // B, 1)
@@ -87,6 +122,13 @@ def _split(x: jax.Array, count: int, size: int) -> jax.Array:
     return parts.reshape(count, B * size, *x.shape[2:])
 
 
+def _join(parts: jax.Array, B: int) -> jax.Array:
+    """Inverse of `_split`."""
+    count, rows = parts.shape[:2]
+    size = rows // B
+    return parts.reshape(count, B, size, *parts.shape[2:]).swapaxes(0, 1).reshape(B, count * size, *parts.shape[2:])
+
+
 def _chunk_loss(
     hidden: jax.Array, matrix: jax.Array, labels: jax.Array, mask: jax.Array, tied: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -95,6 +137,17 @@ def _chunk_loss(
     normaliser = jax.nn.logsumexp(out, axis=-1)
     picked = jnp.take_along_axis(out, labels[:, None], axis=-1, mode="clip")[:, 0]
     return jnp.sum(mask * (normaliser - picked)), out, normaliser
+
+
+def _matmul_gradients(
+    d_out: jax.Array, hidden: jax.Array, matrix: jax.Array, tied: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Gradients of one chunk's logits with regard to its hidden states and to the output matrix (float32)."""
+    d_hidden = jax.lax.dot_general(
+        d_out, matrix, (((1,), (0 if tied else 1,)), ((), ())), preferred_element_type=jnp.float32
+    ).astype(hidden.dtype)
+    left, right = (d_out, hidden) if tied else (hidden, d_out)
+    return d_hidden, jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -108,7 +161,7 @@ def _cross_entropy(
 
 
 def _cross_entropy_forward(hidden_BTD, matrix, labels_BT, mask_BT, tied, chunk):
-    B, T, D = hidden_BTD.shape
+    B, T, _ = hidden_BTD.shape
     count, size = _chunks(B, T, chunk)
 
     def step(carry, part):
@@ -117,18 +170,13 @@ def _cross_entropy_forward(hidden_BTD, matrix, labels_BT, mask_BT, tied, chunk):
         loss, out, normaliser = _chunk_loss(hidden, matrix, labels, mask, tied)
         hit = jax.lax.broadcasted_iota(jnp.int32, out.shape, 1) == labels[:, None]
         d_out = ((jnp.exp(out - normaliser[:, None]) - hit) * mask[:, None]).astype(hidden.dtype)
-        d_hidden = jax.lax.dot_general(
-            d_out, matrix, (((1,), (0 if tied else 1,)), ((), ())), preferred_element_type=jnp.float32
-        ).astype(hidden.dtype)
-        left, right = (d_out, hidden) if tied else (hidden, d_out)
-        d_matrix += jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-        return (total + loss, d_matrix), d_hidden
+        d_hidden, d_part = _matmul_gradients(d_out, hidden, matrix, tied)
+        return (total + loss, d_matrix + d_part), d_hidden
 
     parts = (_split(hidden_BTD, count, size), _split(labels_BT, count, size), _split(mask_BT, count, size))
     start = (jnp.zeros((), jnp.float32), jnp.zeros(matrix.shape, jnp.float32))
     (total, d_matrix), d_hidden = jax.lax.scan(step, start, parts)
-    d_hidden = d_hidden.reshape(count, B, size, D).swapaxes(0, 1).reshape(B, T, D)
-    return total, (d_hidden, d_matrix.astype(matrix.dtype))
+    return total, (_join(d_hidden, B), d_matrix.astype(matrix.dtype))
 
 
 def _cross_entropy_backward(tied, chunk, saved, cotangent):
@@ -138,3 +186,47 @@ def _cross_entropy_backward(tied, chunk, saved, cotangent):
 
 
 _cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _token_logprobs(
+    hidden_BTD: jax.Array, matrix: jax.Array, labels_BT: jax.Array, tied: bool, chunk: int
+) -> jax.Array:
+    return _token_logprobs_forward(hidden_BTD, matrix, labels_BT, tied, chunk)[0]
+
+
+def _token_logprobs_forward(hidden_BTD, matrix, labels_BT, tied, chunk):
+    B, T = labels_BT.shape
+    count, size = _chunks(B, T, chunk)
+
+    def step(_, part):
+        hidden, labels = part
+        out = _matmul(hidden, matrix, tied)
+        normaliser = jax.nn.logsumexp(out, axis=-1)
+        picked = jnp.take_along_axis(out, labels[:, None], axis=-1, mode="clip")[:, 0]
+        return None, (picked - normaliser, normaliser)
+
+    parts = (_split(hidden_BTD, count, size), _split(labels_BT, count, size))
+    _, (logprobs, normalisers) = jax.lax.scan(step, None, parts)
+    return _join(logprobs, B), (hidden_BTD, matrix, labels_BT, _join(normalisers, B))
+
+
+def _token_logprobs_backward(tied, chunk, saved, cotangent_BT):
+    hidden_BTD, matrix, labels_BT, normaliser_BT = saved
+    B, T = labels_BT.shape
+    count, size = _chunks(B, T, chunk)
+
+    def step(d_matrix, part):
+        hidden, labels, normaliser, cotangent = part
+        out = _matmul(hidden, matrix, tied)
+        hit = jax.lax.broadcasted_iota(jnp.int32, out.shape, 1) == labels[:, None]
+        d_out = ((hit - jnp.exp(out - normaliser[:, None])) * cotangent[:, None]).astype(hidden.dtype)
+        d_hidden, d_part = _matmul_gradients(d_out, hidden, matrix, tied)
+        return d_matrix + d_part, d_hidden
+
+    parts = tuple(_split(x, count, size) for x in (hidden_BTD, labels_BT, normaliser_BT, cotangent_BT))
+    d_matrix, d_hidden = jax.lax.scan(step, jnp.zeros(matrix.shape, jnp.float32), parts)
+    return _join(d_hidden, B), d_matrix.astype(matrix.dtype), None
+
+
+_token_logprobs.defvjp(_token_logprobs_forward, _token_logprobs_backward)

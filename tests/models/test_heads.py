@@ -47,6 +47,30 @@ def test_gradient_scales_with_what_the_loss_is_multiplied_by(case):
     np.testing.assert_allclose(jax.grad(loss)(hidden, 0.25), 0.25 * jax.grad(loss)(hidden, 1.0), rtol=1e-6)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("chunk", [6, 1000])
+def test_log_probabilities_of_tokens_and_their_own_gradients(case, tied, chunk):
+    """Each token's value, and the gradient of a sum that weighs every token differently, as the plain formula gives."""
+    hidden, table, labels, weight = case
+    weights = {"embed": table} if tied else {"embed": table, "lm_head": table.T[:, ::-1]}
+
+    def direct(weights, hidden):
+        logp = jax.nn.log_softmax(heads.logits(weights, hidden))
+        logp = jnp.take_along_axis(logp, labels[..., None], axis=-1)[..., 0]
+        return jnp.sum(jnp.sin(weight * logp)), logp
+
+    def chunked(weights, hidden):
+        logp = heads.token_logprobs(weights, hidden, labels, chunk)
+        return jnp.sum(jnp.sin(weight * logp)), logp
+
+    (_, want), (want_w, want_h) = jax.value_and_grad(direct, (0, 1), has_aux=True)(weights, hidden)
+    (_, got), (got_w, got_h) = jax.value_and_grad(chunked, (0, 1), has_aux=True)(weights, hidden)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    np.testing.assert_allclose(got_h, want_h, atol=1e-5)
+    for name in weights:
+        np.testing.assert_allclose(got_w[name], want_w[name], atol=1e-5)
+
+
 def test_logits_never_exist_whole(case):
     """The largest array of the compiled loss holds one chunk of logits, not B * T of them."""
     big_T, big_V = 64, 4096
@@ -55,6 +79,18 @@ def test_logits_never_exist_whole(case):
 
     def temporaries(chunk):
         loss = lambda h, w: heads.cross_entropy({"embed": w}, h, labels, mask, chunk)  # noqa: E731
+        return jax.jit(jax.grad(loss, (0, 1))).lower(hidden, table).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(8) < temporaries(128) / 4
+
+
+def test_logits_of_token_logprobs_never_exist_whole():
+    big_T, big_V = 64, 4096
+    hidden, table = jnp.ones((2, big_T, D)), jnp.ones((big_V, D))
+    labels = jnp.zeros((2, big_T), jnp.int32)
+
+    def temporaries(chunk):
+        loss = lambda h, w: jnp.sum(jnp.square(heads.token_logprobs({"embed": w}, h, labels, chunk)))  # noqa: E731
         return jax.jit(jax.grad(loss, (0, 1))).lower(hidden, table).compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(8) < temporaries(128) / 4

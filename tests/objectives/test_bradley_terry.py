@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from gramjax.core.errors import UserError
+from gramjax.core.preference_losses import pairwise_loss
 from gramjax.objectives import bradley_terry as bt
+from gramjax.objectives import generative_preference as gram
 
 
 class FreeRewards:
@@ -65,7 +67,7 @@ def test_a_tie_is_not_correct_and_fill_rows_do_not_count():
 
 
 def test_gradient_pushes_the_sides_apart_equally():
-    grad = jax.grad(lambda d: bt.pairwise_loss(d[0] - d[1]))(jnp.array([0.3, 0.1]))
+    grad = jax.grad(lambda d: pairwise_loss(d[0] - d[1]))(jnp.array([0.3, 0.1]))
     np.testing.assert_allclose(grad[0], -grad[1])
     assert grad[0] < 0
 
@@ -75,3 +77,26 @@ def test_use_margin_without_the_column_names_the_row():
     row = {"id": "r7", "prompt": "p", "chosen": "a", "rejected": "b", "margin": None}
     with pytest.raises(UserError, match="r7.*margin"):
         bt.encode(row, renderer, bt.Config(use_margin=True))
+
+
+def test_terms_that_hold_the_rewards_where_they_are():
+    """Chosen 4, rejected 1: the ranking loss, then -log sigmoid(4) and half the squares on top of it."""
+    plain, _ = run_loss([[[4], [1]]], [[0, 0]])
+    value, _ = run_loss([[[4], [1]]], [[0, 0]], posreg=0.5)
+    np.testing.assert_allclose(value - plain, -0.5 * log_sigmoid(4), rtol=1e-4)
+    value, _ = run_loss([[[4], [1]]], [[0, 0]], l2=0.01)
+    np.testing.assert_allclose(value - plain, 0.01 * (16 + 1) / 2, rtol=1e-4)
+
+
+def test_both_conventions_of_smoothing_and_the_verdict_loss_are_one_loss():
+    """V6: rewards that differ by d and verdict logits that differ by d have one loss; alpha 0.2 is eps 0.1."""
+    flip, _ = run_loss([[[4], [1]]], [[0, 0]], label_smoothing=0.1)
+    uniform, _ = run_loss([[[4], [1]]], [[0, 0]], label_smoothing=0.2, smoothing_convention="uniform")
+    np.testing.assert_allclose(uniform, flip)
+    np.testing.assert_allclose(flip, gram.verdict_loss(jnp.float32(3), 0.1), rtol=1e-6)
+
+
+def test_settings_out_of_range_are_refused():
+    for settings in ({"label_smoothing": 0.5}, {"l2": -1.0}, {"smoothing_convention": "coin"}):
+        with pytest.raises(UserError, match=f"config.objective.{next(iter(settings))}"):
+            bt.resolve(bt.Config(**settings), None)

@@ -16,13 +16,14 @@ from gramjax.data import pipeline, tokenizer
 from gramjax.data.recipes import word_translation as recipe
 from gramjax.data.text import Renderer
 from gramjax.models import decoder, model
-from gramjax.objectives import bradley_terry, cross_entropy
+from gramjax.objectives import bradley_terry, cross_entropy, grm
 from gramjax.objectives import generative_preference as gram
 
 CASES = {
     "stage1": (gram, gram.Config(stage="pretrain")),
     "judge": (gram, gram.Config(label_smoothing=0.1, label_space="full")),
     "bradley_terry": (bradley_terry, bradley_terry.Config(center_rewards_coefficient=0.1)),
+    "grm": (grm, grm.Config(alpha=0.5, train_lm_head=True)),
     "cross_entropy": (cross_entropy, cross_entropy.Config()),
 }
 LENGTH, PACKED, COUNT = 40, 128, 12
