@@ -41,7 +41,7 @@ METHODS = {
 SETS = ("persona", "hh_harmless", "qa_feedback", "mt_mqm")
 STARTS = ("stories260k", "random")
 ELSEWHERE = ("llmbar_natural", "llmbar_neighbor", "pandalm")
-QA_LONGEST, MT_LONGEST = 400, 240
+QA_LONGEST, MT_LONGEST = 600, 240
 """Characters of both answers together (qa_feedback), of source and both translations (mt_mqm): the judge has 512
 positions and 512 tokens."""
 JUDGE_LENGTH, ANSWER_LENGTH = 320, 224
@@ -177,7 +177,7 @@ def table(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def simple_judges(work: real_data.Work, sizes: Sizes) -> dict[str, Any]:
-    """Longest answer, coin, and bag of words trained on the rows that the models saw, on the rows they were judged on."""
+    """Longest answer, coin, and bag of words trained on the same rows, on the rows that the models were judged on."""
     out: dict[str, Any] = {}
     for data in SETS:
         judged = [json.loads(line) for line in test_rows(work, data, sizes).read_text("utf-8").split("\n") if line]
@@ -216,11 +216,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = [run(work, spec, sizes) for spec in wanted]
     rows = table(runs)
     for row in rows:
-        print(
-            "{data:<12} {start:<12} {method:<14} {judged:<16} {accuracy:.3f} ± {sd:.3f}  [{low:.3f}, {high:.3f}]".format(
-                **row
-            )
-        )
+        where = f"{row['data']:<12} {row['start']:<12} {row['method']:<14} {row['judged']:<16}"
+        print(f"{where} {row['accuracy']:.3f} ± {row['sd']:.3f}  [{row['low']:.3f}, {row['high']:.3f}]")
     found = {
         "command": "python benchmarks/reward_models.py --out DIR",
         "machine": real_data.machine(),

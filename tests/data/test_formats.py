@@ -169,8 +169,8 @@ def test_rows_with_trl_names_are_left_alone():
 
 
 def test_mqm_translations_are_pairs_by_penalty_or_a_list_with_scores():
-    outputs = [{"system": name, "hyp": text, "mqm": penalty, "raters": 3}
-               for name, text, penalty in (("a", "gut", 0.3333), ("b", "besser", 0.0), ("c", "falsch", 1.3333))]  # fmt: skip
+    scored = (("gut", 0.3333), ("besser", 0.0), ("falsch", 1.3333))
+    outputs = [{"system": text, "hyp": text, "mqm": penalty, "raters": 3} for text, penalty in scored]
     record = {"lp": "ende", "doc": "news:1", "seg": 4, "source": "good", "outputs": outputs}
     name, rows = formats.adapt(record, "row 1")
     kept = [row for row in rows if "_drop" not in row]
