@@ -30,6 +30,8 @@ OURS = (
     "generation_config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
     "additional_chat_templates",
     "checkpoints",
     "tokenizer",

@@ -68,7 +68,7 @@ def load_params(
         for name, row in wanted.items():
             if row.path in new:
                 continue
-            flat[row.path] = _leaf(read, found[name], row, places[row.path], dtypes[row.path])
+            flat[row.path] = read_leaf(read, found[name], row, places[row.path], dtypes[row.path])
             if (rows := found[name].shape[0]) != row.hf_shape[0]:
                 notes.append(f"{row.path}: rows {rows} to {row.hf_shape[0] - 1} are new, set to the mean of the others")
         if LM_HEAD in found and config.tie_word_embeddings:
@@ -127,7 +127,7 @@ def _check_names(
         raise DataError(f"{folder} does not hold this model; " + "; ".join(problems) + hint)
 
 
-def _leaf(
+def read_leaf(
     read: Callable[..., np.ndarray], entry: shards.Entry, row: tables.Row, sharding: Any, dtype: Any
 ) -> jax.Array:
     """One leaf on its sharding. Each part is read, checked, cast and moved on its own."""

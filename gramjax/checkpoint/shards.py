@@ -196,14 +196,15 @@ def write(folder: Path, arrays: list[Planned], max_bytes: int) -> None:
     weight_map: dict[str, str] = {}
     for number, part in enumerate(parts, 1):
         name = SINGLE if len(parts) == 1 else f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        _write_file(folder / name, part)
+        write_file(folder / name, part)
         weight_map.update({array.name: name for array in part})
     if len(parts) > 1:
         total = sum(array.nbytes for array in arrays)
         json_file.write(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _write_file(path: Path, arrays: list[Planned]) -> None:
+def write_file(path: Path, arrays: list[Planned]) -> None:
+    """Write arrays as one safetensors file; one array at a time is in memory."""
     names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0

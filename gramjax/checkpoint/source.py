@@ -8,14 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
+from gramjax.checkpoint import adapters, huggingface, llama2c, manifest, shards, state, tables
 from gramjax.checkpoint import folder as folders
-from gramjax.checkpoint import huggingface, llama2c, manifest, shards, state, tables
+from gramjax.checkpoint.adapters import Adapter, open_adapter
 from gramjax.checkpoint.loaded import Loaded, initialised, is_fresh, placement
 from gramjax.core import spec, tree
 from gramjax.core.config import section
 from gramjax.core.errors import DataError, UserError
+from gramjax.models import lora
 from gramjax.models.decoder import Config
+from gramjax.models.decoder import specs as decoder_specs
 
 REFUSED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack", ".gguf")
 
@@ -34,6 +38,8 @@ class Source:
     """Folder with the tokenizer of these weights; empty when there is none."""
     fresh: tuple[str, ...] = ()
     """Paths that still hold initial values there."""
+    adapter: Adapter | None = None
+    """What belongs to the weights at `path`; `config` is then that of the model with it."""
 
     def load(
         self,
@@ -50,7 +56,42 @@ class Source:
         They are read one leaf or group of leaves at a time. `fresh` names heads that may be absent and then start
         from `key` (see `huggingface.load_params`). Heads that `specs` do not want are left out with a note. Raises
         UserError or DataError naming every other difference.
+
+        Adapters (`config.lora`) that compute what those of the source compute are read; otherwise those of the source
+        are merged into their matrices, and those of `specs` start from `key`.
         """
+        flat = tree.flatten(specs, is_leaf=spec.is_spec)
+        if not self.config.lora.rank and not any(map(lora.is_rank_leaf, flat)):
+            return self._load(specs, config, shardings, dtype, fresh, key, pad_vocab)
+        ours = {path: leaf for path, leaf in flat.items() if lora.is_rank_leaf(path)}
+        own = tree.flatten(decoder_specs(self.config), is_leaf=spec.is_spec)
+        theirs = {path: leaf for path, leaf in own.items() if lora.is_rank_leaf(path)}
+        same = _computes(theirs, self.config) == _computes(ours, config)
+        beside = {"score"} & set(flat) if self.adapter and self.adapter.has_score else set()
+        body = {path: leaf for path, leaf in flat.items() if path not in ours and path not in beside}
+        places, dtypes = placement(flat, shardings, dtype)
+        there, kinds = dict(places), dict(dtypes)
+        if not same:  # what is to be merged is thin, and lies whole beside its matrix
+            there |= {path: _whole(places[path.rpartition(lora.SUFFIX)[0]]) for path in theirs}
+            kinds |= dict.fromkeys(theirs, jnp.dtype(jnp.float32))
+
+        read = tree.unflatten(body if self.adapter else body | theirs)
+        loaded = self._load(read, config, tree.unflatten(there), tree.unflatten(kinds), fresh, key, pad_vocab)
+        values, new, notes = tree.flatten(loaded.params), set(loaded.fresh), list(loaded.notes)
+        if self.adapter:
+            values |= self.adapter.load([*theirs, *beside], there, kinds)
+        if not same:
+            if theirs:
+                values = tree.flatten(lora.merge(tree.unflatten(values), self.config))
+                where = self.adapter.folder if self.adapter else self.path
+                notes.append(f"the adapters of {where} (rank {self.config.lora.rank}) are merged into their matrices")
+            values |= initialised(flat, ours, places, dtypes, key)
+            new |= set(ours)
+        return Loaded(tree.unflatten(dict(sorted(values.items()))), tuple(sorted(new)), tuple(notes))
+
+    def _load(
+        self, specs: Any, config: Config, shardings: Any, dtype: Any, fresh: Collection[str], key: Any, pad_vocab: bool
+    ) -> Loaded:
         if self.kind == "huggingface":
             return huggingface.load_params(self.path, specs, config, shardings, dtype, fresh, key, pad_vocab)
         flat = tree.flatten(specs, is_leaf=spec.is_spec)
@@ -90,6 +131,16 @@ class Source:
         return jnp.dtype(names.pop() if len(names) == 1 and not names & {"float64"} else jnp.float32)
 
 
+def _computes(leaves: dict[str, spec.Spec], config: Config) -> Any:
+    """What decides which numbers adapters give."""
+    return leaves and (leaves, lora.scale(config.lora))
+
+
+def _whole(place: Any) -> Any:
+    """The sharding of an array that lies whole where another is spread."""
+    return NamedSharding(place.mesh, PartitionSpec()) if isinstance(place, NamedSharding) else place
+
+
 def _newest_manifest(run: Path, step: int | None) -> tuple[int, manifest.Manifest]:
     """The newest step (or the one asked for) whose manifest is whole."""
     problems = []
@@ -114,12 +165,19 @@ def _check_shapes(path: Path, params: dict[str, Any], wanted: dict[str, Any]) ->
         )
 
 
-def open_source(path: str | Path, step: int | None = None) -> Source:
-    """Say what stands at `path` and which architecture it is for; reads no weights.
+def open_source(path: str | Path, step: int | None = None, adapter: str | Path = "") -> Source:
+    """Say what stands at `path`, with the PEFT folder `adapter` if given, and which architecture it is for.
 
+    Reads no weights.
     Raises UserError for a path that is absent or is something else (a step folder, an adapter, a pickle), saying
     what to give instead, and DataError for damaged files.
     """
+    if adapter:
+        found = open_source(path, step)
+        if found.config.lora.rank:
+            raise UserError(f"{path} has adapters of its own: merge them first (gramjax convert {path} FOLDER)")
+        fitted = open_adapter(adapter, found.config)
+        return dataclasses.replace(found, config=fitted.config, adapter=fitted)
     path = Path(path).expanduser()
     if not path.exists():
         if path.parent.name == state.FOLDER and path.name.isdigit():
@@ -141,8 +199,11 @@ def open_source(path: str | Path, step: int | None = None) -> Source:
             f"{path} is one step of a run (steps there: {known}): give {path.parent.parent} and the step "
             f"by itself (config.model.step={path.name}, or --step={path.name} of convert)"
         )
-    if (path / "adapter_config.json").exists():
-        raise UserError(f"{path} is an adapter (LoRA), not a model: merge it into its model first")
+    if (path / adapters.SETTINGS).exists():
+        raise UserError(
+            f"{path} is an adapter (LoRA), not a model: give the path of its base model, and this one as "
+            f"config.model.adapter; gramjax convert BASE FOLDER --merge={path} makes a model of both"
+        )
     if (path / "config.json").exists():
         _no_step(path, step)
         config = huggingface.read_config(path)

@@ -28,6 +28,8 @@ class ModelSection:
     """Hugging Face folder, gramjax run folder or llama2.c file with weights; empty: random weights from `arch`."""
     step: int = 0
     """Checkpoint of a run folder at `path`; 0: the newest that is whole."""
+    adapter: str = ""
+    """PEFT folder (LoRA, safetensors) that belongs to the weights at `path`; empty: none."""
     random_weights: bool = False
     """Take only the architecture from `path`, and draw the weights from the seed."""
     compute_dtype: str = "auto"
@@ -144,6 +146,21 @@ class TrainSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraSection:
+    """Low-rank adapters (LoRA): thin matrices beside frozen ones. They train, with the score and value heads and what
+    `config.train.trainable` names."""
+
+    rank: int = 0
+    """Width of the thin matrices; 0: no adapters."""
+    alpha: float = 0.0
+    """Their product is scaled by alpha / rank; 0: twice the rank."""
+    targets: tuple[str, ...] = (r"layers/\d+/(attn/[qkvo]|mlp/(gate|up|down))",)
+    """Patterns of the projections that have adapters; each must match a whole path."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank)."""
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshSection:
     """Devices along each axis; -1 (one axis at most): all that remain."""
 
@@ -236,13 +253,14 @@ SECTIONS: dict[str, type] = {
     "data": DataSection,
     "optim": OptimSection,
     "train": TrainSection,
+    "lora": LoraSection,
     "mesh": MeshSection,
     "log": LogSection,
     "ensemble": EnsembleSection,
     "sampling": SamplingSection,
     "generation": GenerationSection,
 }
-TRAINING = ("model", "tokenizer", "data", "optim", "train", "mesh", "log")
+TRAINING = ("model", "tokenizer", "data", "optim", "train", "lora", "mesh", "log")
 """The sections of a training config."""
 
 
@@ -251,10 +269,19 @@ GENERAL: dict[str, Any] = {"seed": 0, "resume": True, "overwrite": False, "job":
 replace it; and the verb that the config is for."""
 
 
+ELSEWHERE = {"setting": "elsewhere"}
+"""Metadata of a dataclass field that is no setting of its section: a section of its own gives it."""
+
+
+def fields(record: Any) -> list[dataclasses.Field]:
+    """The fields of a dataclass that are settings."""
+    return [field for field in dataclasses.fields(record) if "setting" not in field.metadata]
+
+
 def as_config(record: Any) -> ConfigDict:
-    """A mutable config section with the fields of a dataclass instance (nested dataclasses become sections)."""
+    """A mutable config section with the settings of a dataclass instance (nested dataclasses become sections)."""
     values = {}
-    for field in dataclasses.fields(record):
+    for field in fields(record):
         value = getattr(record, field.name)
         values[field.name] = as_config(value) if dataclasses.is_dataclass(value) else value
     return ConfigDict(values, convert_dict=False)

@@ -8,12 +8,12 @@ import typing
 from typing import Any
 
 from gramjax.core import checks, plugins
-from gramjax.core.config import SECTIONS
+from gramjax.core.config import SECTIONS, fields
 
 
 def field_docs(record: type) -> dict[str, str]:
     """The string under each field of a dataclass, "" where there is none."""
-    out = {field.name: "" for field in dataclasses.fields(record)}
+    out = {field.name: "" for field in fields(record)}
     body = ast.parse(textwrap.dedent(inspect.getsource(record))).body[0]
     assert isinstance(body, ast.ClassDef)
     for node, after in zip(body.body, body.body[1:]):

@@ -1,4 +1,4 @@
-"""Convert weights: gramjax run, Hugging Face folder or llama2.c file to a Hugging Face folder or a run folder."""
+"""Convert weights: run, Hugging Face folder or llama2.c file to a Hugging Face, run or adapter (PEFT) folder."""
 
 import contextlib
 import dataclasses
@@ -13,30 +13,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gramjax.checkpoint import adapters, hf_config, huggingface, json_file, shards, state, tables
 from gramjax.checkpoint import folder as folders
-from gramjax.checkpoint import hf_config, huggingface, json_file, state, tables
 from gramjax.checkpoint.source import Source, open_source
-from gramjax.core import flags
+from gramjax.core import config as configs
+from gramjax.core import flags, spec, tree
 from gramjax.core.errors import DataError, UserError
 from gramjax.data import tokenizer
-from gramjax.models import decoder, heads, stack
+from gramjax.models import decoder, heads, lora, stack
 
 TOLERANCE = 1e-3
 """Largest difference of logits, relative to the largest logit (at least 1), between two programs on equal weights."""
 
 
 def main(argv: list[str]) -> int:
-    """`gramjax convert SRC DST --to=hf|gramjax [--verify] ...`; returns 1 when the verification fails."""
+    """`gramjax convert SRC DST [--to=hf|gramjax] [--adapter] [--verify] ...`; returns 1 when the verification fails."""
     arguments = _parser().parse_args(argv)
-    source = open_source(arguments.src, arguments.step)
+    source = open_source(arguments.src, arguments.step, arguments.merge)
     target = Path(arguments.dst)
     _check_apart(source.path, target)
+    if arguments.adapter:
+        return write_adapter(source, target, arguments)
+    if arguments.base:
+        raise UserError("--base belongs to --adapter: it is what adapter_config.json calls the base model")
     with contextlib.ExitStack() as cleanup:
         where = cleanup.enter_context(_tokenizer_folder(arguments.tokenizer, source))
         if not where:
             state.say(f"no tokenizer beside {source.path}: none is carried along (--tokenizer=FOLDER_OR_FILE)")
         config = _fit_tokenizer(source.config, where, arguments.pad_vocab)
-        config = dataclasses.replace(config, heads=(hf_config.exported_head(config, arguments.head),))
+        config = dataclasses.replace(lora.off(config), heads=(hf_config.exported_head(config, arguments.head),))
         dtype = jnp.dtype(arguments.dtype) if arguments.dtype else source.dtype()
         loaded = source.load(decoder.specs(config), config, dtype=dtype, pad_vocab=arguments.pad_vocab)
         _say(loaded.notes)
@@ -60,7 +65,12 @@ def _parser() -> flags.Parser:
     parser = flags.Parser(prog="gramjax convert", description=__doc__, allow_abbrev=False)
     parser.add_argument("src", help="run folder, Hugging Face folder, or llama2.c .bin file")
     parser.add_argument("dst", help="folder to write")
-    parser.add_argument("--to", choices=("hf", "gramjax"), required=True)
+    parser.add_argument("--to", choices=("hf", "gramjax"), default="hf", help="what to write; default: hf")
+    parser.add_argument("--merge", default="", help="PEFT folder that belongs to SRC and becomes part of its matrices")
+    parser.add_argument("--adapter", action="store_true", help="write the adapters of a LoRA run, as a PEFT folder")
+    parser.add_argument(
+        "--base", default="", help="of --adapter: the base model; default: config.model.path of the run"
+    )
     parser.add_argument("--verify", action="store_true", help="load the result again and compare logits")
     parser.add_argument("--tokenizer", default="", help="tokenizer folder or file, if not the one beside the weights")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: as stored")
@@ -69,6 +79,62 @@ def _parser() -> flags.Parser:
     parser.add_argument("--pad_vocab", action="store_true", help="add embedding rows when the tokenizer has more ids")
     parser.add_argument("--overwrite", action="store_true", help="replace a model folder at DST")
     return parser
+
+
+def write_adapter(source: Source, target: Path, arguments: Any) -> int:
+    """Write the adapters of a run (and its reward head) as a PEFT folder; with `verify`, load it onto its base."""
+    for flag, given in (("--to=gramjax", arguments.to != "hf"), ("--merge", arguments.merge),
+                        ("--pad_vocab", arguments.pad_vocab)):  # fmt: skip
+        if given:
+            raise UserError(f"{flag} does not go with --adapter, which writes a PEFT folder and nothing else")
+    if source.kind != "run" or not source.config.lora.rank:
+        raise UserError(f"--adapter: {source.path} has no adapters; it takes a run that was trained with config.lora")
+    base = arguments.base or base_of(source)
+    head = hf_config.exported_head(source.config, arguments.head)
+    config = dataclasses.replace(source.config, heads=(head,))
+    adapters.settings_for(config, head, base)  # says at once what an adapter folder cannot hold
+    params = source.load(decoder.specs(config), config).params
+    flat = tree.flatten(params)
+    with _tokenizer_folder(arguments.tokenizer, source) as where:
+        leaves = {path: flat[path] for path in adapters.rows(config)}
+        _say(adapters.save(target, leaves, config, base, where, arguments.dtype, source.fresh, arguments.overwrite))
+        pad = folders.token_ids(where).get("pad_token_id") if where else None
+    print(f"run {source.path} -> adapter {target} ({sum(_sizes(leaves)):,} parameters, base {base})")
+    if not arguments.verify:
+        return 0
+    if not Path(base).exists():
+        print(f"verify: skipped, the base model {base} is not there")
+        return 0
+    again = open_source(base, None, target)
+    rows = _rows(config, pad)
+    loaded = again.load(decoder.specs(again.config), again.config, dtype=source.dtype())
+    good, text = compare(logits(loaded.params, again.config, rows), logits(params, config, rows), head == "tokens")
+    print(f"verify with gramjax, on {base}: {text}")
+    return 0 if good else 1
+
+
+def base_of(source: Source) -> str:
+    """The model that the adapters of a run belong to.
+
+    Raises UserError where an adapter folder would not say all that was trained, or the base is no model folder.
+    """
+    settings = state.read_run(source.path)
+    section = settings.get("model", {})
+    path, patterns = section.get("path", ""), settings.get("train", {}).get("trainable", [])
+    if tuple(patterns) != configs.TrainSection.trainable:
+        labels = tree.labels(list(tree.flatten(decoder.specs(source.config), is_leaf=spec.is_spec)), tuple(patterns))
+        held = adapters.rows(source.config)
+        if more := [name for name, label in labels.items() if label == tree.TRAIN and name not in held]:
+            raise UserError(f"an adapter folder cannot hold {shards.listing(more)}, which trained too: export the "
+                            "whole model (without --adapter)")  # fmt: skip
+    if not path or section.get("random_weights"):
+        raise UserError(f"{source.path} started from weights drawn from the seed: there is no base model to name")
+    if section.get("adapter") or (Path(path) / state.FOLDER).is_dir() or Path(path).is_file():
+        raise UserError(f"{source.path} started from {section.get('adapter') or path}: give --base=FOLDER, a Hugging "
+                        "Face folder with the weights it started from (gramjax convert writes one)")  # fmt: skip
+    if "tokens" in source.config.heads and Path(path).exists() and "tokens" not in open_source(path).config.heads:
+        raise UserError(f"an adapter folder cannot hold lm_head, which {path} does not have: export the whole model")
+    return path
 
 
 def _say(notes: Any) -> None:
@@ -111,7 +177,10 @@ def _write_run(target: Path, params: Any, config: Any, source: Source, where: st
         with contextlib.suppress(UserError):  # a run that was itself made by hand needs no settings
             settings = state.read_run(source.path)
     arch = dataclasses.asdict(config)
+    del arch["lora"]  # none is left
+    settings.pop("lora", None)
     settings["model"] = {**settings.get("model", {"kind": "decoder"}), "path": "", "arch": arch}
+    settings["model"].pop("adapter", None)
     step = source.step or 0
     with folders.replacing(target, overwrite) as new:
         json_file.write(new / "config.json", settings)

@@ -89,7 +89,7 @@ def judge_together(config: Any, overrides: dict[str, Any], workdir: Path) -> Non
     for number, path in enumerate(paths):
         own = copy.deepcopy(config)
         with own.unlocked():
-            own.model.path = path
+            own.model.path, own.model.adapter = path, "" if number else config.model.adapter
         target = workdir / "members" / f"{number:02d}"
         facts = judge(own, overrides, target)["preference"]
         print(f"member {number}  accuracy {facts['accuracy']:.4f}  {path}", flush=True)

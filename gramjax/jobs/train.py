@@ -17,6 +17,7 @@ from gramjax.core import flags, folder, runtime, signals, spec, tree
 from gramjax.core.errors import UserError
 from gramjax.core.writer import Writer
 from gramjax.data import readers
+from gramjax.models import lora
 from gramjax.training import evaluation, loop, sampling, setup
 
 
@@ -53,6 +54,8 @@ def phases(config: Any, workdir: Path, dry_run: bool = False) -> Iterator[tuple[
             own.update(config.phases[name])
             own.data.train = own.data.train or config.data.train  # a phase without data of its own
             own.model.path, own.phases = start, {}
+            if start != config.model.path:
+                own.model.adapter = ""  # it is in the weights of the phase before
         target = workdir if name == names[-1] else workdir / name
         yield name, own, target
         start = start if dry_run else str(target)
@@ -78,6 +81,7 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> 
         folder.prepare(workdir, config, arguments.overrides, config.resume, config.overwrite)
         run = setup.build_run(config)
         run.network.renderer.tokenizer.save(workdir / "tokenizer")
+        folder.write_json(workdir / "objective.json", dataclasses.asdict(run.objective_config))
         saved = checkpoints.Checkpoints(workdir, keep=section.keep)
         state, start_step, num_tokens, fresh = restore_or_start(run, saved, config)
         if start_step >= run.total_steps and (workdir / "DONE").exists():
@@ -136,8 +140,12 @@ def restore_or_start(run: setup.Run, saved: checkpoints.Checkpoints, config: Any
 
 def facts(run: setup.Run) -> dict[str, Any]:
     """What a checkpoint says about the run it belongs to."""
+    arch = run.network.model.config
+    model = folder.as_dict(configs.as_config(arch))
+    if lora.of(arch).rank:
+        model["lora"] = folder.as_dict(dataclasses.asdict(arch.lora))
     return {
-        "model": folder.as_dict(configs.as_config(run.network.model.config)),
+        "model": model,
         "mesh": dict(run.network.mesh.shape),
         "data": run.source.fingerprint(),
         "tokenizer": run.network.renderer.tokenizer.fingerprint,

@@ -12,9 +12,12 @@ from jax.ad_checkpoint import checkpoint_name
 
 from gramjax.core.sharding import Constrain
 from gramjax.core.spec import Spec
-from gramjax.models import rotary
+from gramjax.models import lora, rotary
 from gramjax.models.attention import attention
 from gramjax.models.stack import Rows, as_rows, rows_product
+
+INPUT_AXES = {"attn/q": 1, "attn/k": 1, "attn/v": 1, "attn/o": 2, "mlp/gate": 1, "mlp/up": 1, "mlp/down": 1}
+"""The projections of a layer, and how many of their first axes are inputs."""
 
 LayerCache = dict[str, jax.Array]
 """Keys and values of one layer, `k` and `v` [B, S, K, E]."""
@@ -70,12 +73,23 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
 
 def for_decoding(layer: Any) -> Any:
     """The weights of a layer with every projection as rows (`stack.Rows`)."""
-    attn = {name: as_rows(w, 2 if name == "o" else 1) if name in "qkvo" else w for name, w in layer["attn"].items()}
-    return {**layer, "attn": attn, "mlp": {name: as_rows(w) for name, w in layer["mlp"].items()}}
+
+    def part(of: str) -> dict[str, Any]:
+        axes = {name: INPUT_AXES.get(f"{of}/{name}", 0) for name in layer[of]}
+        return {name: as_rows(w, axes[name]) if axes[name] else w for name, w in layer[of].items()}
+
+    return {**layer, "attn": part("attn"), "mlp": part("mlp")}
 
 
-def project(x: jax.Array, weight: jax.Array | Rows, contracted: int = 1, name: str = "projection") -> jax.Array:
-    """Contract the last `contracted` axes of x with the first ones of the weight.
+def project(
+    x: jax.Array,
+    weight: jax.Array | Rows,
+    contracted: int = 1,
+    name: str = "projection",
+    low_rank: lora.Pair | None = None,
+    factor: float = 1.0,
+) -> jax.Array:
+    """Contract the last `contracted` axes of x with the first ones of the weight; a `low_rank` pair adds its product.
 
     Both operands are made two-dimensional: the product and its two gradients then contract one axis each, which is
     what every backend has a fast kernel for. The result is named for remat policies (`stack.REMAT`).
@@ -83,6 +97,7 @@ def project(x: jax.Array, weight: jax.Array | Rows, contracted: int = 1, name: s
     if isinstance(weight, Rows):
         rows_of_x = x.reshape(-1, weight.matrix.shape[1])
         out = rows_product(rows_of_x, weight.matrix).astype(x.dtype)
+        out = out if low_rank is None else out + lora.product(rows_of_x, low_rank, factor)
         return out.reshape(*x.shape[: x.ndim - contracted], *weight.outer)
     lead, inner = x.shape[: x.ndim - contracted], weight.shape[:contracted]
     rows, width = 1, 1
@@ -90,7 +105,9 @@ def project(x: jax.Array, weight: jax.Array | Rows, contracted: int = 1, name: s
         rows *= size
     for size in inner:
         width *= size
-    out = x.reshape(rows, width) @ weight.reshape(width, -1)
+    rows_of_x = x.reshape(rows, width)
+    out = rows_of_x @ weight.reshape(width, -1)
+    out = out if low_rank is None else out + lora.product(rows_of_x, low_rank, factor)
     return checkpoint_name(out, name).reshape(*lead, *weight.shape[contracted:])
 
 
@@ -105,9 +122,14 @@ def forward(
     constrain: Constrain,
 ) -> tuple[jax.Array, LayerCache | None]:
     """One layer: hidden states in and out [B, T, D], and the cache with the keys and values of this pass added."""
-    attn = weights["attn"]
+    attn, mlp = weights["attn"], weights["mlp"]
+    factor = lora.scale(config.lora) if config.lora.rank else 1.0
+
+    def linear(x: jax.Array, part: Any, name: str, contracted: int = 1, saved_as: str = "projection") -> jax.Array:
+        return project(x, part[name], contracted, saved_as, part.get(name + lora.SUFFIX), factor)
+
     h = rms_norm(x_BTD, weights["attn_norm"], config.norm_eps)
-    q_BTHE, k_BTKE, v_BTKE = project(h, attn["q"]), project(h, attn["k"]), project(h, attn["v"])
+    q_BTHE, k_BTKE, v_BTKE = linear(h, attn, "q"), linear(h, attn, "k"), linear(h, attn, "v")
     if config.attention_bias:
         q_BTHE, k_BTKE, v_BTKE = q_BTHE + attn["q_bias"], k_BTKE + attn["k_bias"], v_BTKE + attn["v_bias"]
     if config.qk_norm:
@@ -128,13 +150,12 @@ def forward(
     mixed_BTHE = attention(
         q_BTHE, keys, values, context.segments_BT, context.key_segments_BS, context.offset_B, window, implementation
     )
-    x_BTD = constrain(x_BTD + project(mixed_BTHE, attn["o"], 2, "residual"), "batch", "length", "act_embed")
+    x_BTD = constrain(x_BTD + linear(mixed_BTHE, attn, "o", 2, "residual"), "batch", "length", "act_embed")
 
-    mlp = weights["mlp"]
     h = rms_norm(x_BTD, weights["mlp_norm"], config.norm_eps)
-    inner_BTF = jax.nn.silu(project(h, mlp["gate"])) * project(h, mlp["up"])
+    inner_BTF = jax.nn.silu(linear(h, mlp, "gate")) * linear(h, mlp, "up")
     inner_BTF = constrain(inner_BTF, "batch", "length", "mlp")
-    return constrain(x_BTD + project(inner_BTF, mlp["down"], 1, "residual"), "batch", "length", "act_embed"), cache
+    return constrain(x_BTD + linear(inner_BTF, mlp, "down", 1, "residual"), "batch", "length", "act_embed"), cache
 
 
 def write(cache_BSKE: jax.Array, new_BTKE: jax.Array, offset_B: jax.Array) -> jax.Array:

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from flax import struct
 
 from gramjax.core import runtime
+from gramjax.core.config import ELSEWHERE, LoraSection
 from gramjax.core.errors import UserError
 from gramjax.core.sharding import Constrain, constrainer
 from gramjax.core.spec import Spec
-from gramjax.models import block, rotary, stack
+from gramjax.models import block, lora, rotary, stack
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
-HEADS = ("tokens", "score", "value")
+HEADS = ("tokens", "score", "value", "preference", "margin")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +47,13 @@ class Config:
     rope_theta: float = 10000.0
     rope_scaling: rotary.Scaling = rotary.Scaling()
     heads: tuple[str, ...] = ("tokens",)
-    """Which of `tokens` (vocabulary), `score` (scalar reward), `value` (a value per token) exist."""
+    """Which of `tokens` (vocabulary), `score` (scalar reward), `value` (a value per token), `preference` (learned token
+    and order of two responses) and `margin` (of a preference representation) exist."""
+    preference_width: int = 0
+    """Width that preference representations are projected to; 0: that of the hidden states, no projection."""
     init_scale: float = 0.02
+    lora: LoraSection = dataclasses.field(default=LoraSection(), metadata=ELSEWHERE)
+    """Adapters (`config.lora`); the checkpoints of a run carry them with the architecture."""
 
     def layer_kinds(self) -> tuple[str, ...]:
         """The block kind of every layer: `full` or `window` attention."""
@@ -66,13 +72,17 @@ def check(config: Config) -> None:
     for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"):
         if getattr(config, name) <= 0:
             raise UserError(f"{name} is {getattr(config, name)}; it must be positive")
+    if config.preference_width < 0:
+        raise UserError(f"preference_width is {config.preference_width}; it must be 0 or more")
+    if "margin" in config.heads and "preference" not in config.heads:
+        raise UserError("the head 'margin' reads preference representations: it needs the head 'preference'")
     unknown = set(config.heads) - set(HEADS)
     if unknown or not config.heads:
         raise UserError(f"heads {config.heads} must be among {', '.join(HEADS)}")
 
 
 def specs(config: Config) -> dict[str, Any]:
-    """The declaration of every parameter: `embed`, `layers/NNN/...`, `norm`, and the heads."""
+    """The declaration of every parameter: `embed`, `layers/NNN/...`, `norm`, the heads, and adapters (`lora`)."""
     check(config)
     width, vocab = config.hidden_size, config.vocab_size
     out: dict[str, Any] = {
@@ -89,7 +99,35 @@ def specs(config: Config) -> dict[str, Any]:
             "weight": Spec((width, 1), ("embed", None), scale=1.0 / (width + 1) ** 0.5),
             "bias": Spec((1,), (None,), "zeros"),
         }
+    if "preference" in config.heads:
+        out["preference"] = preference_specs(config)
+    if "margin" in config.heads:
+        out["margin"] = margin_specs(config)
+    return lora.declare(out, config.lora, block.INPUT_AXES)
+
+
+def preference_specs(config: Config) -> dict[str, Spec]:
+    """The vector that stands for the last token of a pair, what reads the order there, and the optional projection."""
+    width, narrow = config.hidden_size, config.preference_width
+    out = {
+        "token": Spec((width,), ("embed",), scale=config.init_scale),
+        "order": Spec((narrow or width, 1), (None if narrow else "embed", None), scale=((narrow or width) + 1) ** -0.5),
+    }
+    if narrow:
+        out["projection"] = Spec((width, narrow), ("embed", None), scale=1.0 / width**0.5)
     return out
+
+
+def margin_specs(config: Config) -> dict[str, Spec]:
+    """Two layers from a preference representation to a number."""
+    width = config.preference_width or config.hidden_size
+    axis = None if config.preference_width else "embed"
+    return {
+        "hidden": Spec((width, width), (axis, None), scale=1.0 / width**0.5),
+        "hidden_bias": Spec((width,), (None,), "zeros"),
+        "out": Spec((width, 1), (None, None), scale=1.0 / (width + 1) ** 0.5),
+        "bias": Spec((1,), (None,), "zeros"),
+    }
 
 
 @struct.dataclass
@@ -156,9 +194,10 @@ def forward(
     """Tokens to hidden states.
 
     `weights` come from `stack.pack`, or are parameters at rest. `batch` holds `tokens` [batch, length] and optionally
-    `segment_ids` (0: padding, anywhere; default: no padding) and `positions` (default: counted over the tokens that
-    are not padding). With a cache, the tokens follow those that it holds: several at once (prefill, chunked or not)
-    or one (decode). Padding written to the cache on the right is overwritten by later tokens.
+    `segment_ids` (0: padding, anywhere; default: no padding), `positions` (default: counted over the tokens that are
+    not padding) and `learned_mask` (bool [batch, length]: there the vector `preference/token` replaces the embedding).
+    With a cache, the tokens follow those that it holds: several at once (prefill, chunked or not) or one (decode).
+    Padding written to the cache on the right is overwritten by later tokens.
     """
     tokens_BT = batch["tokens"]
     segments_BT = batch.get("segment_ids")
@@ -181,6 +220,9 @@ def forward(
     # A lookup in a table sharded on its width would gather it whole: gather the width first, keep the rows sharded.
     table = constrain(weights["embed"], "vocab", None)
     x_BTD = constrain(table.at[tokens_BT].get(mode="clip"), "batch", "length", "act_embed")
+    if "learned_mask" in batch:
+        token_D = constrain(weights["preference"]["token"], None).astype(x_BTD.dtype)
+        x_BTD = jnp.where(batch["learned_mask"][..., None], token_D, x_BTD)
 
     def layer(layer_weights: Any, x: jax.Array, layer_cache: Any, kind: str) -> tuple[jax.Array, Any]:
         with jax.named_scope("layer"):

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from gramjax.core import plugins
 from gramjax.core.sharding import RULES, constrainer, shardings
-from gramjax.models import stack
+from gramjax.models import lora, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +39,13 @@ class Model:
         """Weights in use for sampling, made once per round: every layer on its own, in the backend's best layout.
 
         `gather` copies them to all devices of `data` and `fsdp` (they stay spread over `tensor`), so that a step that
-        makes one token needs no gathering of weights.
+        makes one token needs no gathering of weights. Adapters are merged into their matrices.
         """
+        params = lora.merge(params, self.config)
         if gather and self.mesh is not None and self.mesh.size > 1:
-            params = jax.device_put(params, shardings(self.specs(), self.mesh, {**RULES, "embed": ()}))
+            params = jax.device_put(
+                params, shardings(self.module.specs(lora.off(self.config)), self.mesh, {**RULES, "embed": ()})
+            )
         return self.module.for_decoding(self.pack(params, scan=False))
 
     def init_cache(self, weights: Any, batch: int, length: int) -> Any:

@@ -107,7 +107,7 @@ def steps(config: Any, workdir: Path) -> list[Step]:
 
 def begin_at(config: ConfigDict, folder: str) -> None:
     """Let a training start from the weights of a run."""
-    config.model.path, config.model.step, config.model.random_weights = folder, 0, False
+    config.model.path, config.model.step, config.model.random_weights, config.model.adapter = folder, 0, False, ""
     config.model.arch = configs.as_config(configs.plugins.load("models", config.model.kind).Config())
 
 

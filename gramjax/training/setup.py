@@ -7,7 +7,7 @@ else the run, Hugging Face folder or llama2.c file that `config.model.path` name
 import dataclasses
 import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -16,20 +16,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gramjax.checkpoint import huggingface
+from gramjax.checkpoint import huggingface, tables
 from gramjax.checkpoint import source as weight_source
 from gramjax.core import config as configs
 from gramjax.core import plugins, sharding, spec, tree
 from gramjax.core.errors import UserError
 from gramjax.data import pipeline, readers, rows, tokenizer
 from gramjax.data.text import Renderer
+from gramjax.models import lora
 from gramjax.models.attention import compiler_options
 from gramjax.models.model import Model, build
 from gramjax.training import optimizer
 from gramjax.training.step import State, make_step
 
-SHARED_ARCHITECTURE = ("heads",)
+SHARED_ARCHITECTURE = ("heads", "preference_width")
 """Architecture settings that may be given although the weights come from `config.model.path`."""
+
+FRESH = ("score", "value", "lm_head", "preference", "margin")
+"""Heads that a training may start afresh."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +77,7 @@ def open_network(config: Any, heads: tuple[str, ...] = (), remat: str = "none", 
     section = configs.section(config.model, configs.ModelSection, "model")
     tokens = configs.section(config.tokenizer, configs.TokenizerSection, "tokenizer")
     module = plugins.load("models", section.kind)
-    source = weight_source.open_source(section.path, section.step or None) if section.path else None
+    source = weight_source.open_source(section.path, section.step or None, section.adapter) if section.path else None
     tokenizer_path = tokens.path or (source.tokenizer_folder if source else "")
     if not tokenizer_path:
         raise UserError(
@@ -81,6 +85,8 @@ def open_network(config: Any, heads: tuple[str, ...] = (), remat: str = "none", 
         )
     loaded = tokenizer.load(tokenizer_path, tokens.pad, tokens.chat_template)
     arch = architecture(module, config.model.get("arch"), source, loaded.vocab_size)
+    if "lora" in config:  # else the adapters that the weights have
+        arch = with_adapters(arch, configs.section(config.lora, configs.LoraSection, "lora"))
     if heads:
         arch = dataclasses.replace(arch, heads=tuple(heads))
     loaded.check_fits(arch.vocab_size)
@@ -123,7 +129,43 @@ def architecture(module: ModuleType, given: Any, source: Any, vocab_size: int) -
                     f"config.model.arch.{field.name} is {getattr(asked, field.name)!r} but the weights of "
                     f"config.model.path have {found!r}; leave it out, or leave out config.model.path"
                 )
+    width = getattr(asked, "preference_width", 0)
+    if width and width != source.config.preference_width and "preference" not in source.config.heads:
+        return dataclasses.replace(source.config, preference_width=width)
+    if width and width != source.config.preference_width:
+        raise UserError(
+            f"config.model.arch.preference_width is {width} but the weights of config.model.path have a preference head "
+            f"with {source.config.preference_width}; leave it out"
+        )
     return source.config
+
+
+def with_adapters(arch: Any, asked: configs.LoraSection) -> Any:
+    """The architecture with the adapters of `config.lora`; raises UserError for a kind of model that has none."""
+    if not hasattr(arch, "lora"):
+        if asked.rank:
+            raise UserError("config.lora.rank: this kind of model has no adapters")
+        return arch
+    return dataclasses.replace(arch, lora=asked)
+
+
+def trained(paths: Sequence[str], trainable: Sequence[str], source: Any) -> dict[str, str]:
+    """Every path labelled `train` or `freeze`.
+
+    Without adapters `config.train.trainable` decides. With them, they and the heads that are not pretrained (all but
+    the vocabulary, and that too where the source of the weights has none) train, and what `trainable` names besides;
+    its default, everything, names nothing then.
+    """
+    if not any(lora.is_rank_leaf(path) for path in paths):
+        return tree.labels(paths, trainable)
+    everything = tuple(trainable) == configs.TrainSection.trainable
+    labels = dict.fromkeys(paths, tree.FREEZE) if everything else tree.labels(paths, trainable)
+    pretrained = () if source is not None and "tokens" not in source.config.heads else ("tokens",)
+    for path in paths:
+        head = tables.HEAD_OF.get(path)
+        if lora.is_rank_leaf(path) or (head and head not in pretrained):
+            labels[path] = tree.TRAIN
+    return labels
 
 
 def check_mesh(arch: Any, mesh: Mesh) -> None:
@@ -148,6 +190,8 @@ def build_run(config: Any) -> Run:
     section = data_section(config)
     wanted = objective.row_types(objective_config) if hasattr(objective, "row_types") else objective.ROW_TYPES
     found = readers.read_all(section.train, section, wanted)
+    if hasattr(objective, "fit_rows"):
+        objective_config = objective.fit_rows(objective_config, found.rows)
     encode = functools.partial(_encode, objective, renderer, objective_config)
     examples = pipeline.encode_rows(found.rows, encode, section, model.config.vocab_size)
     source = pipeline.Pipeline(
@@ -166,7 +210,7 @@ def build_run(config: Any) -> Run:
     dropped.merge(examples.dropped)
 
     specs = model.specs()
-    labels = tree.labels(list(tree.flatten(specs, is_leaf=spec.is_spec)), train.trainable)
+    labels = trained(list(tree.flatten(specs, is_leaf=spec.is_spec)), train.trainable, network.source)
     optim = configs.section(config.optim, configs.OptimSection, "optim")
     tx = optimizer.build(optim, labels, source.steps)
     abstract = abstract_state(model, labels, tx, mesh)
@@ -270,7 +314,7 @@ def load_params(model: Model, source: Any, shardings: Any, dtypes: Any, seed: in
     if source is None:
         params = spec.init_params(specs, key, dtypes, shardings)
         return huggingface.Loaded(params, ("*",), ("all parameters are drawn from the seed",))
-    heads = tuple(name for name in ("score", "value", "lm_head") if name in specs)
+    heads = tuple(name for name in FRESH if name in specs)
     return source.load(specs, model.config, shardings, dtypes, fresh=heads, key=key)
 
 
@@ -282,8 +326,9 @@ def load_for_use(network: Network, seed: int = 0) -> Any:
     model = network.model
     places = sharding.shardings(model.specs(), network.mesh)
 
-    def dtype(leaf: spec.Spec) -> Any:
-        return model.compute_dtype if len(leaf.shape) >= 2 and leaf.shape[-1] > 1 else jnp.dtype(jnp.float32)
+    def dtype(leaf: spec.Spec) -> Any:  # adapters may be merged: not rounded before
+        matrix = len(leaf.shape) >= 2 and leaf.shape[-1] > 1 and "rank" not in leaf.axes
+        return model.compute_dtype if matrix else jnp.dtype(jnp.float32)
 
     dtypes = spec.map_specs(dtype, model.specs())
     if network.source is None:

@@ -98,7 +98,7 @@ def test_paths_that_are_something_else(run, small_folder, tmp_path):
         (run / "checkpoints" / "7", rf"{run} has no checkpoint of step 7 \(there are: 100, 200\)"),
         (small_folder / "model.safetensors", "one file of a model: give the folder"),
         (small_folder / "config.json", "is no model"),
-        (make("adapter", "adapter_config.json"), "adapter .LoRA.*merge it"),
+        (make("adapter", "adapter_config.json"), "adapter .LoRA.*config.model.adapter"),
         (make("pickles", "config.json", "pytorch_model.bin"), "model_type None"),
         (make("bare pickles", "pytorch_model.bin"), "a pickle that can run code"),
         (make("no config", "model.safetensors"), "no config.json: copy the whole folder"),
