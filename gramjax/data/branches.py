@@ -118,10 +118,11 @@ def lay_out(
 
 
 def batches(
-    sequences: Sequence[Tokens], laid: Sequence[Row], batch_size: int, padded: Sequence[int] = ()
+    sequences: Sequence[Tokens], laid: Sequence[Row], batch_size: int, padded: Sequence[int] = (), most: int = 0
 ) -> Iterator[tuple[list[Row], dict[str, np.ndarray]]]:
-    """(rows, padded batch of exactly `batch_size` rows) by length; every row exactly once."""
-    most = max((len(row.members) for row in laid), default=1)
+    """(rows, padded batch of exactly `batch_size` rows) by length; every row exactly once. Each has `most` places for
+    sequences (0: as many as the fullest needs)."""
+    most = most or max((len(row.members) for row in laid), default=1)
     for length, indices in buckets.plan([row.length for row in laid], batch_size, padded):
         chosen = [laid[i] for i in indices]
         yield chosen, lay_out(sequences, chosen, length, batch_size, most)

@@ -43,6 +43,8 @@ class Layout:
     """Compute the beginning that the sequences of a group have in common once."""
     sizes: tuple[int, ...] = ()
     """Rows per batch that may occur; empty: the powers of two up to what `batch_size` allows."""
+    places: int = 0
+    """Sequences that every row has room for; 0: as many as the data needs, up to `MOST`."""
 
 
 def kind_of(heads_of_model: Sequence[str], method: str = "auto") -> str:
@@ -107,12 +109,10 @@ def read_all(
     """
     groups, twins = _without_twins(sequences, groups)
     laid = rows_of(sequences, groups, layout)
-    most = max((len(row.members) for row in laid), default=1)
-    shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-    full = -(-layout.batch_size // most)
+    most = layout.places or max((len(row.members) for row in laid), default=1)
+    full = max(layout.sizes) if layout.sizes else -(-layout.batch_size // most)
     sizes = layout.sizes or (*(1 << power for power in range(full.bit_length())), full)
-    wanted = next((size for size in sorted(sizes) if size >= min(len(laid), full)), max(sizes))
-    batch_size = -(-wanted // shards) * shards
+    batch_size = _whole(next((size for size in sorted(sizes) if size >= min(len(laid), full)), max(sizes)), mesh)
     # Fetch the batch before while the device works on this one. Simulated devices of a CPU share threads: there two
     # programs with collectives in flight can wait for each other for ever.
     ahead = 0 if jax.default_backend() == "cpu" and jax.device_count() > 1 else 1
@@ -129,7 +129,7 @@ def read_all(
             for b, row in enumerate(rows):
                 out[list(row.members)] = values[b, : len(row.members)]
 
-    for rows, batch in branches.batches(sequences, laid, batch_size, layout.buckets):
+    for rows, batch in branches.batches(sequences, laid, batch_size, layout.buckets, most):
         waiting.append((rows, reader(weights, sharding.place(batch, mesh))))
         fetch(ahead)
     fetch(0)
@@ -138,6 +138,24 @@ def read_all(
     for twin, index in twins.items():
         out[twin] = out[index]
     return out
+
+
+def _whole(size: int, mesh: Mesh | None) -> int:
+    """The number of rows, as many on every device."""
+    shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-size // shards) * shards
+
+
+def warm_up(reader: Reader, weights: Any, layout: Layout, mesh: Mesh | None = None, scored: bool = False) -> int:
+    """Run the reader once in every shape of a layout that says all of them (`buckets`, `sizes`, `places`); how many."""
+    if not (layout.buckets and layout.sizes and layout.places):
+        raise ValueError("only a layout with buckets, sizes and places has a known set of shapes")
+    shapes = {(length, _whole(size, mesh)) for length in layout.buckets for size in layout.sizes}
+    token = Tokens(np.zeros(1, np.int32), np.zeros(1, np.float32) if scored else None)
+    for length, size in sorted(shapes):
+        batch = branches.lay_out([token], [branches.Row((0,), 0, 1)], length, size, layout.places)
+        jax.block_until_ready(reader(weights, sharding.place(batch, mesh)))
+    return len(shapes)
 
 
 def _without_twins(
@@ -157,4 +175,5 @@ def _without_twins(
 
 def rows_of(sequences: Sequence[Tokens], groups: Sequence[Sequence[int]], layout: Layout) -> list[branches.Row]:
     """The rows in which sequences are computed; the sum of their lengths is what is left of the tokens."""
-    return branches.rows(sequences, groups, MOST if layout.share else 1, max(layout.buckets, default=0))
+    most = min(layout.places or MOST, MOST) if layout.share else 1
+    return branches.rows(sequences, groups, most, max(layout.buckets, default=0))

@@ -89,6 +89,27 @@ class Comparison:
 
 
 @dataclasses.dataclass(frozen=True)
+class Question:
+    """An answer, or a pair of answers, as the sequences to be read."""
+
+    sequences: tuple[Tokens, ...]
+    """Empty if it cannot be asked."""
+    shortened: bool = False
+    reason: str = ""
+    """Why it cannot be asked."""
+    order: str = ""
+    """How a judge is shown a pair."""
+    prompt: str = ""
+    """Stands for the prompt of an answer alone: those with one prompt may be read together."""
+    num_tokens: int = 0
+    """Of the longest sequence, or of what was too long."""
+
+
+Answer = tuple[Text | None, Text]
+"""(prompt, answer), or (None, a text or a conversation that holds both)."""
+
+
+@dataclasses.dataclass(frozen=True)
 class RewardModel:
     """A network with its weights in use, and how it is read. Build it with `build`."""
 
@@ -103,55 +124,65 @@ class RewardModel:
     reference: Any = None
     """Weights in use of the reference of an implicit reward; None: the reward is beta log pi(y | x)."""
 
-    def rewards(self, items: Sequence[tuple[Text, Text]]) -> list[Reward]:
-        """The reward of every (prompt, answer). Answers to one prompt share its computation.
+    def rewards(self, items: Sequence[Answer]) -> list[Reward]:
+        """The reward of every answer. Answers to one prompt share its computation.
 
         Raises UserError for a judge, which has none for an answer alone.
         """
-        if self.kind == "judge":
-            raise UserError(
-                "this model judges pairs: it has no score for one answer alone; give a reference answer to compare with"
-            )
-        found = [self._rendered(lambda r, i=item: [r.completion(*i)]) for item in items]  # type: ignore[misc]
-        groups: dict[str, list[int]] = {}
-        for number, (prompt, _) in enumerate(items):
-            groups.setdefault(repr(prompt), []).append(number)
-        values = self._read([sequences for sequences, _, _ in found], list(groups.values()))
-        return [
-            Reward(float(value[0]), len(sequences[0].tokens), cut) if sequences else Reward(math.nan, reason=reason)
-            for value, (sequences, cut, reason) in zip(values, found, strict=True)
-        ]
+        asked = [self.ask_reward(item) for item in items]
+        return [self.reward(question, value) for question, value in zip(asked, self.read(asked), strict=True)]
 
     def compare(
         self, items: Sequence[tuple[Text, Text, Text]], orders: Sequence[str] | None = None
     ) -> list[Comparison]:
         """What the model says of every (prompt, first answer, second answer); `orders` (of `ORDERS`, default all
         `both`) is for a judge only. Texts that cannot be judged have a `reason` instead of a score."""
-        asked = ["both"] * len(items) if orders is None else list(orders)
-        if wrong := set(asked) - set(ORDERS):
-            raise ValueError(f"unknown order {wrong.pop()!r}; one of {', '.join(ORDERS)}")
-        found = [self._rendered(self._pair(item, order)) for item, order in zip(items, asked, strict=True)]
-        values = self._read([sequences for sequences, _, _ in found])
-        out = []
-        for value, order, (sequences, cut, reason) in zip(values, asked, found, strict=True):
-            if not sequences:
-                out.append(Comparison(math.nan, reason=reason))
-                continue
-            said = self._verdict(value, order) if self.kind == "judge" else _difference(*value)
-            longest = max(len(sequence.tokens) for sequence in sequences)
-            out.append(dataclasses.replace(said, num_tokens=longest, shortened=cut))
-        return out
+        shown = ["both"] * len(items) if orders is None else list(orders)
+        asked = [self.ask_pair(item, order) for item, order in zip(items, shown, strict=True)]
+        return [self.comparison(question, value) for question, value in zip(asked, self.read(asked), strict=True)]
 
-    def _pair(self, item: tuple[Text, Text, Text], order: str) -> Callable[[Any], Sequence[Any]]:
-        """The function from a renderer to the (ids, mask) of a pair."""
+    # -- in three steps, for who collects questions of many callers: ask, read, and what the values mean -----------------
+
+    def ask_reward(self, item: Answer) -> Question:
+        """The question for the reward of (prompt, answer); without a prompt (None) the answer is a text or a
+        conversation that holds both. Raises UserError for a judge."""
+        if self.kind == "judge":
+            raise UserError(
+                "this model judges pairs: it has no score for one answer alone; give a reference answer to compare with"
+            )
+        prompt, answer = item
+        if prompt is not None:
+            return self._question(lambda renderer: [renderer.completion(prompt, answer)], repr(prompt))
+        if isinstance(answer, str):
+            return self._question(lambda renderer: [renderer.text(answer)])
+        return self._question(lambda renderer: [renderer.completion(answer[:-1], answer[-1:])], repr(answer[:-1]))
+
+    def ask_pair(self, item: tuple[Text, Text, Text], order: str = "both") -> Question:
+        """The question about (prompt, first answer, second answer)."""
+        if order not in ORDERS:
+            raise ValueError(f"unknown order {order!r}; one of {', '.join(ORDERS)}")
         prompt, first, second = item
         if self.kind != "judge":
-            return lambda renderer: renderer.completion_pair(prompt, first, second)
+            return self._question(lambda renderer: renderer.completion_pair(prompt, first, second))
         shown = {"first": [(first, second)], "second": [(second, first)]}.get(order, [(first, second), (second, first)])
-        return lambda renderer: [(renderer.judge(prompt, *pair), None) for pair in shown]
+        made = self._question(lambda renderer: [(renderer.judge(prompt, *pair), None) for pair in shown])
+        return dataclasses.replace(made, order=order)
 
-    def _rendered(self, render: Callable[[Any], Sequence[Any]]) -> tuple[list[Tokens], bool, str]:
-        """(sequences, whether they were shortened, why there are none)."""
+    def reward(self, asked: Question, values: np.ndarray) -> Reward:
+        """The reward from what was read."""
+        if not asked.sequences:
+            return Reward(math.nan, reason=asked.reason)
+        return Reward(float(values[0]), asked.num_tokens, asked.shortened)
+
+    def comparison(self, asked: Question, values: np.ndarray) -> Comparison:
+        """The comparison from what was read."""
+        if not asked.sequences:
+            return Comparison(math.nan, reason=asked.reason)
+        said = self._verdict(values, asked.order) if self.kind == "judge" else _difference(*values)
+        return dataclasses.replace(said, num_tokens=asked.num_tokens, shortened=asked.shortened)
+
+    def _question(self, render: Callable[[Any], Sequence[Any]], prompt: str = "") -> Question:
+        """The sequences that `render` makes with a renderer, or why there are none."""
         renderer = strict = self.renderer
         if self.settings.overlong:
             section = dataclasses.replace(renderer.section, overlong=self.settings.overlong)
@@ -163,30 +194,36 @@ class RewardModel:
             except Drop:
                 made, cut = render(renderer), True
         except Drop as drop:
-            return [], False, str(drop)
+            return Question((), reason=str(drop), num_tokens=drop.length)
         scored = self.kind == "implicit"
         out = []
         for ids, mask in made:
             tokens = np.asarray(ids, np.int32)
             out.append(Tokens(tokens, np.asarray(mask, np.float32) if scored else None))
-        return out, cut, ""
+        return Question(tuple(out), cut, prompt=prompt, num_tokens=max(len(sequence.tokens) for sequence in out))
 
-    def _read(self, items: Sequence[list[Tokens]], together: list[list[int]] | None = None) -> list[np.ndarray]:
-        """What the reader says of the sequences of each item. `together` are items that may share a beginning."""
-        flat = [sequence for sequences in items for sequence in sequences]
-        starts = np.cumsum([0, *(len(sequences) for sequences in items)])
+    def read(self, asked: Sequence[Question]) -> list[np.ndarray]:
+        """What the reader says of the sequences of each question; those with one `prompt` may share its computation."""
+        flat = [sequence for question in asked for sequence in question.sequences]
+        starts = np.cumsum([0, *(len(question.sequences) for question in asked)])
         own = [list(range(start, stop)) for start, stop in zip(starts, starts[1:])]
-        groups = [sum((own[i] for i in part), []) for part in together] if together else own
-        groups = [group for group in groups if group]
+        groups: dict[Any, list[int]] = {}
+        for number, (question, places) in enumerate(zip(asked, own, strict=True)):
+            groups.setdefault(question.prompt or number, []).extend(places)
         if not flat:
-            return [np.zeros(0) for _ in items]
-        mesh = self.model.mesh
-        values = reading.read_all(self.reader, self.weights, flat, groups, self.layout, mesh)
+            return [np.zeros(0) for _ in asked]
+        together, mesh = [group for group in groups.values() if group], self.model.mesh
+        values = reading.read_all(self.reader, self.weights, flat, together, self.layout, mesh)
         if self.kind == "implicit":
             if self.reference is not None:
-                values = values - reading.read_all(self.reader, self.reference, flat, groups, self.layout, mesh)
+                values = values - reading.read_all(self.reader, self.reference, flat, together, self.layout, mesh)
             values = self.settings.beta * values
         return [values[part] for part in own]
+
+    def warm_up(self) -> int:
+        """Compile every shape that `layout` allows (its `buckets` and `sizes`); how many there are."""
+        scored = self.kind == "implicit"
+        return reading.warm_up(self.reader, self.weights, self.layout, self.model.mesh, scored)
 
     def _verdict(self, logits: np.ndarray, order: str) -> Comparison:
         """A judge's comparison from its verdict logits [orders, 2 or 3]."""
