@@ -96,8 +96,8 @@ def differences(saved: Any, current: Any, name: str) -> list[tuple[str, Any, Any
 def check_meta(step: int, saved: Mapping[str, Any], current: Mapping[str, Any], reset_data: bool = False) -> list[str]:
     """Compare the facts of a checkpoint with those of the run that resumes it; returns notes.
 
-    Sections that both have are compared. `model`: any difference is a UserError. `data` and `tokenizer`: a UserError
-    unless `reset_data`. `mesh` and all others: a note.
+    Sections that both have are compared. `model` and `reference`: any difference is a UserError. `data` and
+    `tokenizer`: a UserError unless `reset_data`. `mesh` and all others: a note.
     """
     notes = []
     saved, current = json.loads(json.dumps(saved)), json.loads(json.dumps(current))
@@ -107,7 +107,7 @@ def check_meta(step: int, saved: Mapping[str, Any], current: Mapping[str, Any], 
         text += f" and {len(found) - 6} more" if len(found) > 6 else ""
         if not found:
             continue
-        if section == "model":
+        if section in ("model", "reference"):
             raise UserError(f"checkpoint {step} was written with {text}. {REMEDY}")
         if section in ("data", "tokenizer") and not reset_data:
             raise UserError(

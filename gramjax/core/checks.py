@@ -21,6 +21,7 @@ ABOVE_0 = math.ulp(0.0)
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "model.step": (0, INF),
+    "reference.step": (0, INF),
     "data.limit": (0, INF),
     "data.max_length": (1, INF),
     "data.max_overlong_share": (0, 1),

@@ -161,6 +161,16 @@ class LoraSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReferenceSection:
+    """The frozen second model of objectives that compare with one (DPO)."""
+
+    path: str = ""
+    """Weights of the same architecture, as in config.model.path; empty: those that the training starts from."""
+    step: int = 0
+    """Checkpoint of a run folder at `path`; 0: the newest that is whole."""
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshSection:
     """Devices along each axis; -1 (one axis at most): all that remain."""
 
@@ -254,6 +264,7 @@ SECTIONS: dict[str, type] = {
     "optim": OptimSection,
     "train": TrainSection,
     "lora": LoraSection,
+    "reference": ReferenceSection,
     "mesh": MeshSection,
     "log": LogSection,
     "ensemble": EnsembleSection,
@@ -295,6 +306,8 @@ def defaults(objective: str = "cross_entropy", evals: tuple[str, ...] = (), mode
     config.model.kind = model
     config.model.arch = as_config(plugins.load("models", model).Config())
     config.objective = as_config(plugins.load("objectives", objective).Config())
+    if hasattr(plugins.load("objectives", objective), "needs_reference"):
+        config.reference = as_config(ReferenceSection())
     config.objective.name = objective
     config.phases = ConfigDict()
     config.evals = ConfigDict({name: as_config(plugins.load("evals", name).Config()) for name in evals})

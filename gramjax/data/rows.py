@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gramjax.core.errors import DataError
+from gramjax.core.errors import DataError, UserError
 
 LANGUAGE_MODELING = "language_modeling"
 PROMPT_ONLY = "prompt_only"
@@ -349,6 +349,13 @@ def converted(row: dict[str, Any], kind: str, want: str, seed: int = 0) -> dict[
         kept = {k: v for k, v in row.items() if k not in ("prompt", "completion")}
         return {**kept, "messages": [*row["prompt"], *row["completion"]]}
     return None
+
+
+def margin_for(row: Mapping[str, Any], setting: str) -> float:
+    """The column `margin` of a preference row. Raises UserError naming the setting that asks for it if empty."""
+    if row.get("margin") is None:
+        raise UserError(f"row {row.get('id')}: {setting} needs a column 'margin' (a number)")
+    return float(row["margin"])
 
 
 def digest(seed: int, *parts: Any) -> int:

@@ -18,7 +18,7 @@ from gramjax.core.errors import UserError
 from gramjax.core.writer import Writer
 from gramjax.data import readers
 from gramjax.models import lora
-from gramjax.training import evaluation, loop, sampling, setup
+from gramjax.training import evaluation, loop, reference, sampling, setup
 
 
 def main(argv: list[str]) -> int:
@@ -83,7 +83,9 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> 
         run.network.renderer.tokenizer.save(workdir / "tokenizer")
         folder.write_json(workdir / "objective.json", dataclasses.asdict(run.objective_config))
         saved = checkpoints.Checkpoints(workdir, keep=section.keep)
-        state, start_step, num_tokens, fresh = restore_or_start(run, saved, config)
+        compared = reference.load(config, run)
+        about = facts(run, compared)
+        state, start_step, num_tokens, fresh = restore_or_start(run, saved, config, about)
         if start_step >= run.total_steps and (workdir / "DONE").exists():
             print(f"{workdir} is done ({start_step} steps); --config.overwrite=True trains it again")
             return
@@ -105,11 +107,11 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> 
                     writer.say(summary(results))
 
             def save(step: int, state: Any, data: dict[str, Any]) -> None:
-                saved.save(step, state, data, {**facts(run), "fresh": fresh})
+                saved.save(step, state, data, {**about, "fresh": fresh})
 
             state = loop.run(
                 state,
-                compile_step(run, state, writer, started),
+                compile_step(run, state, writer, started, compared),
                 run.source,
                 run.put,
                 writer,
@@ -126,10 +128,12 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> 
         finish(workdir, run)
 
 
-def restore_or_start(run: setup.Run, saved: checkpoints.Checkpoints, config: Any) -> tuple[Any, int, int, list[str]]:
+def restore_or_start(
+    run: setup.Run, saved: checkpoints.Checkpoints, config: Any, about: dict[str, Any]
+) -> tuple[Any, int, int, list[str]]:
     """The newest good checkpoint of this run, or a first state: (state, step, tokens so far, untrained heads)."""
     if config.resume and saved.steps():
-        restored = saved.restore(None, run.abstract_state, facts(run))
+        restored = saved.restore(None, run.abstract_state, about)
         run.source.restore(restored.data_state["source"])
         return restored.state, restored.step, restored.data_state["num_tokens"], restored.meta.get("fresh", [])
     state, loaded = setup.first_state(run)
@@ -138,7 +142,7 @@ def restore_or_start(run: setup.Run, saved: checkpoints.Checkpoints, config: Any
     return state, 0, 0, [path for path in loaded.fresh if run.labels.get(path) == tree.FREEZE]
 
 
-def facts(run: setup.Run) -> dict[str, Any]:
+def facts(run: setup.Run, compared: reference.Reference | None) -> dict[str, Any]:
     """What a checkpoint says about the run it belongs to."""
     arch = run.network.model.config
     model = folder.as_dict(configs.as_config(arch))
@@ -149,7 +153,7 @@ def facts(run: setup.Run) -> dict[str, Any]:
         "mesh": dict(run.network.mesh.shape),
         "data": run.source.fingerprint(),
         "tokenizer": run.network.renderer.tokenizer.fingerprint,
-    }
+    } | ({} if compared is None else {"reference": {"fingerprint": compared.fingerprint}})
 
 
 def announce(writer: Writer, name: str, run: setup.Run, start_step: int) -> None:
@@ -175,9 +179,12 @@ def announce(writer: Writer, name: str, run: setup.Run, start_step: int) -> None
         writer.say(f"resuming at step {start_step}")
 
 
-def compile_step(run: setup.Run, state: Any, writer: Writer, started: float) -> Any:
-    """Compile the step for the shapes of the data and say what memory it takes."""
-    compiled = run.step.lower(state, run.put(run.source.batch(0))).compile()
+def compile_step(
+    run: setup.Run, state: Any, writer: Writer, started: float, compared: reference.Reference | None
+) -> Any:
+    """The step `(state, batch) -> (state, metrics)`, compiled for the shapes of the data; says what memory it takes."""
+    second = () if compared is None else (compared.params,)
+    compiled = run.step.lower(state, run.put(run.source.batch(0)), *second).compile()
     memory = compiled.memory_analysis()
     runtime.release_memory()  # after the analysis, which builds the program's text once more
     seconds = time.perf_counter() - started
@@ -187,7 +194,7 @@ def compile_step(run: setup.Run, state: Any, writer: Writer, started: float) -> 
             f"ready after {seconds:.1f} s; per device {state_gib:.2f} GiB of state and batch, "
             f"{temporary_gib:.2f} GiB of temporaries"
         )
-    return compiled
+    return lambda state, batch: compiled(state, batch, *second)
 
 
 def valid_rows(config: Any) -> list[dict[str, Any]]:

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from gramjax.core.checks import at_least_zero
-from gramjax.core.errors import UserError
 from gramjax.core.preference_losses import flip_probability, pairwise_loss
+from gramjax.data.rows import margin_for
 from gramjax.data.text import example
 from gramjax.models import sides
 
@@ -53,11 +53,8 @@ def resolve(config: Config, renderer: Any) -> Config:
 
 
 def encode(row: dict[str, Any], renderer: Any, config: Config) -> Any:
-    """Chosen and rejected as one example of two sequences; a missing margin counts as 0 unless `use_margin` asks."""
-    margin = row.get("margin")
-    if config.use_margin and margin is None:
-        raise UserError(f"row {row.get('id')}: config.objective.use_margin needs a column 'margin' (a number)")
-    margin = float(margin or 0.0) if config.use_margin else 0.0
+    """Chosen and rejected as one example of two sequences; the margin is 0 unless `use_margin` asks for the column."""
+    margin = margin_for(row, "config.objective.use_margin") if config.use_margin else 0.0
     return example(*renderer.completion_pair(row["prompt"], row["chosen"], row["rejected"]), margin=margin)
 
 

@@ -185,6 +185,9 @@ def build_run(config: Any) -> Run:
     model, mesh, renderer = network.model, network.mesh, network.renderer
     if hasattr(objective, "resolve"):
         objective_config = objective.resolve(objective_config, renderer)
+    with_reference = needs_reference(objective, objective_config)
+    if not with_reference and config.get("reference", {}).get("path"):
+        raise UserError("config.reference.path is given, but this objective with these settings looks at no reference")
     check_batch(train, mesh)
 
     section = data_section(config)
@@ -226,7 +229,7 @@ def build_run(config: Any) -> Run:
     jitted = jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(shardings, None),
+        in_shardings=(shardings, None, None)[: 2 + with_reference],  # a batch and a reference lie where they were put
         out_shardings=(shardings, None),
         compiler_options=compiler_options(),
     )
@@ -246,8 +249,15 @@ def _encode(objective: ModuleType, renderer: Renderer, objective_config: Any, ro
     return objective.encode(row, renderer, objective_config)
 
 
-def _loss(objective: ModuleType, objective_config: Any, model: Model, weights: Any, batch: Any) -> Any:
-    return objective.loss(model, weights, batch, objective_config)
+def _loss(
+    objective: ModuleType, objective_config: Any, model: Model, weights: Any, batch: Any, reference: Any = None
+) -> Any:
+    return objective.loss(model, weights, batch, objective_config, reference)
+
+
+def needs_reference(objective: ModuleType, objective_config: Any) -> bool:
+    """Whether the loss looks at the weights of a second, frozen model."""
+    return hasattr(objective, "needs_reference") and objective.needs_reference(objective_config)
 
 
 def check_batch(train: configs.TrainSection, mesh: Mesh) -> None:

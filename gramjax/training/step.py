@@ -1,7 +1,8 @@
 """One training step for every method: the loss is an argument.
 
 freeze -> pack -> forward -> loss, the gradient of the trained parameters only, accumulated over microbatches as sums
-and divided once, so that accumulation equals one large batch. Losses and metrics are (total, weight) pairs.
+and divided once, so that accumulation equals one large batch. Losses and metrics are (total, weight) pairs. Some
+methods look at a second, frozen model, the reference: its parameters are an argument that is never differentiated.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,8 +19,8 @@ State = dict[str, Any]
 """`params` at rest, `opt_state`, `step` (int32 scalar)."""
 
 Pair = tuple[jax.Array, jax.Array]
-LossFunction = Callable[[Any, Any, Any], tuple[Pair, dict[str, Pair]]]
-"""`loss(model, weights, batch) -> ((total, weight), metrics)`."""
+LossFunction = Callable[..., tuple[Pair, dict[str, Pair]]]
+"""`loss(model, weights, batch[, reference]) -> ((total, weight), metrics)`; the reference is weights in use, too."""
 
 
 def make_step(
@@ -29,24 +30,30 @@ def make_step(
     labels: Mapping[str, str],
     learning_rate: optax.Schedule,
     grad_accum: int = 1,
-) -> Callable[[State, Any], tuple[State, dict[str, Pair]]]:
-    """The function `(state, batch) -> (state, metrics)`, to be jitted with the state donated."""
+) -> Callable[..., tuple[State, dict[str, Pair]]]:
+    """The function `(state, batch[, reference]) -> (state, metrics)`, to be jitted with the state alone donated.
 
-    def total_loss(trained: dict[str, Any], frozen: dict[str, Any], batch: Any) -> tuple[jax.Array, Any]:
+    `reference` holds the parameters at rest of a model that `loss` is to be given in use (packed once a step).
+    """
+
+    def total_loss(trained: dict[str, Any], frozen: dict[str, Any], batch: Any, *packed: Any) -> tuple[jax.Array, Any]:
         weights = model.pack(tree.merge(trained, frozen), labels)
-        (total, weight), metrics = loss(model, weights, batch)
+        (total, weight), metrics = loss(model, weights, batch, *packed)
         return total, (weight, metrics)
 
-    def gradients(trained: dict[str, Any], frozen: dict[str, Any], batch: Any) -> tuple[Any, Any]:
-        (total, (weight, metrics)), grads = jax.value_and_grad(total_loss, has_aux=True)(trained, frozen, batch)
-        return grads, {**metrics, "loss": (total, weight)}
-
-    def step(state: State, batch: Any) -> tuple[State, dict[str, Pair]]:
+    def step(state: State, batch: Any, *reference: Any) -> tuple[State, dict[str, Pair]]:
         trained, frozen = tree.split(state["params"], labels)
+        packed = [model.pack(params) for params in reference]
+
+        def gradients(batch: Any) -> tuple[Any, Any]:
+            value_and_grad = jax.value_and_grad(total_loss, has_aux=True)
+            (total, (weight, metrics)), grads = value_and_grad(trained, frozen, batch, *packed)
+            return grads, {**metrics, "loss": (total, weight)}
+
         if grad_accum == 1:
-            grads, metrics = gradients(trained, frozen, batch)
+            grads, metrics = gradients(batch)
         else:
-            grads, metrics = _accumulate(lambda micro: gradients(trained, frozen, micro), batch, grad_accum, model.mesh)
+            grads, metrics = _accumulate(gradients, batch, grad_accum, model.mesh)
         weight = jnp.maximum(metrics["loss"][1], 1e-9)
         grads = jax.tree.map(lambda g: g / weight, grads)
         # The zeros stand for gradients that nobody computes; the frozen branch of the optimiser does not read them.
