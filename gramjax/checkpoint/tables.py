@@ -47,11 +47,23 @@ ROWS: tuple[tuple[str, str, Layout], ...] = (
     ("score", "score.weight", TRANSPOSED),
     ("value/weight", "score.weight", TRANSPOSED),
     ("value/bias", "score.bias", SAME_1D),
+    ("preference/token", "preference.token", SAME_1D),
+    ("preference/order", "preference.order.weight", TRANSPOSED),
+    ("preference/projection", "preference.projection.weight", TRANSPOSED),
+    ("margin/hidden", "margin.hidden.weight", TRANSPOSED),
+    ("margin/hidden_bias", "margin.hidden.bias", SAME_1D),
+    ("margin/out", "margin.out.weight", TRANSPOSED),
+    ("margin/bias", "margin.out.bias", SAME_1D),
 )
 """Llama, Qwen2, Qwen3 and Mistral: a family has the rows that its specs declare. (Our path, their name, layout.)"""
 
-HEAD_OF: dict[str, str] = {"lm_head": "tokens", "score": "score", "value/weight": "value", "value/bias": "value"}
-"""The head that a path belongs to."""
+HEAD_OF: dict[str, str] = {
+    "lm_head": "tokens", "score": "score", "value/weight": "value", "value/bias": "value",
+    **dict.fromkeys(("preference/token", "preference/order", "preference/projection"), "preference"),
+    **dict.fromkeys(("margin/hidden", "margin/hidden_bias", "margin/out", "margin/bias"), "margin"),
+}  # fmt: skip
+"""The head that a path belongs to. Those without a class in `ARCHITECTURES` are in no Hugging Face folder: a training
+starts them afresh, and they are not exported."""
 
 BUFFERS = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 """Keys of old folders that hold a function of the config and no weight."""

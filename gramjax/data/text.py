@@ -50,7 +50,7 @@ POLICIES = ("drop", "truncate_prompt_left", "shorten_responses", "error")
 
 @dataclasses.dataclass
 class Example:
-    """One rendering of a row: one sequence, or two (chosen, rejected)."""
+    """One rendering of a row: one sequence, two (chosen, rejected), or a list of answers (an empty one: no answer)."""
 
     tokens: tuple[np.ndarray, ...]
     """int32, one array per sequence."""
@@ -218,17 +218,21 @@ class Renderer:
 
     def completion_pair(self, prompt: Text, chosen: Text, rejected: Text, **extra: Any) -> tuple[Any, Any]:
         """(ids, mask) of chosen and of rejected, with the prompt cut by the same amount in both."""
-        pair = [self._ids(self._completion(prompt, answer, **extra)) for answer in (chosen, rejected)]
-        longest = max(sum(len(ids) for _, ids in pieces) for pieces in pair)
+        chosen_pair, rejected_pair = self.completions(prompt, (chosen, rejected), **extra)
+        return chosen_pair, rejected_pair
+
+    def completions(self, prompt: Text, answers: Sequence[Text], **extra: Any) -> list[tuple[list[int], list[float]]]:
+        """(ids, mask) of every answer to one prompt, which is cut by the same amount in all."""
+        made = [self._ids(self._completion(prompt, answer, **extra)) for answer in answers]
+        longest = max(sum(len(ids) for _, ids in pieces) for pieces in made)
         excess = longest - self.section.max_length
         if excess > 0 and self.section.overlong == "truncate_prompt_left":
-            cut = [cut_left(pieces, excess) for pieces in pair]
+            cut = [cut_left(pieces, excess) for pieces in made]
             if None in cut:
                 raise Drop(f"longer than max_length {self.section.max_length} even when shortened", longest)
             self.counts["prompts cut"] += 1
-            pair = cut  # type: ignore[assignment]
-        chosen_pair, rejected_pair = (check_mask(*flatten(self._fit(pieces))) for pieces in pair)
-        return chosen_pair, rejected_pair
+            made = cut  # type: ignore[assignment]
+        return [check_mask(*flatten(self._fit(pieces))) for pieces in made]
 
     def conversation(self, messages: list[Message], **extra: Any) -> tuple[list[int], list[float]]:
         """A whole conversation; every assistant turn is scored. Raises Drop if it is too long or has none."""
@@ -307,6 +311,26 @@ class Renderer:
             ]
             return check_mask(*self._rendered(self._templated(turns)))
         return check_mask(*self._rendered(self._end([*question, Segment("\n\n"), *score(answers)])))
+
+    def preference(self, prompt: Text, first: Text, second: Text) -> list[int]:
+        """The question, both marked answers, and one place for a learned vector, the last (LRHP, arXiv 2410.04503).
+
+        Under a chat template the answers stand where an assistant's turn does, which is not closed. The order of the
+        answers does not change the length. What id stands at the last place means nothing: the model puts its own
+        vector there. Raises Drop by the length policy; markers and the last place are never cut.
+        """
+        question, answers = self._question(prompt), self._answers(first, second)
+        segments = [*question, Segment("\n\n"), *answers]
+        if self.tokenizer.chat_template:
+            turns: list[tuple[Message, list[Segment]]] = [
+                ({"role": "user", "content": ""}, question),
+                ({"role": "assistant", "content": ""}, answers),
+            ]
+            templated = score(self._templated(turns), False)
+            end = max(i for i, segment in enumerate(templated) if segment.part == "second")
+            segments = [*templated[: end + 1], Segment(f"\n{END.format('B')}")]
+        ids, _ = flatten(self._fit(self._ids(segments), self.section.max_length - 1))
+        return [*ids, self.tokenizer.pad_id]
 
     @functools.cached_property
     def verdict_ids(self) -> tuple[int, int]:

@@ -7,20 +7,14 @@ from typing import Any
 
 import jax
 
-from gramjax.checkpoint import state as checkpoints
-from gramjax.core import checks, ensembles, flags, folder, judgements, runtime, spec
 from gramjax.core import config as configs
+from gramjax.core import ensembles, flags, folder, judgements, runtime, spec
 from gramjax.core.errors import UserError
 from gramjax.data import readers
-from gramjax.training import evaluation, sampling, setup
-
-RENDERING = (
-    "max_length", "judge_prompt", "judge_cue", "verdicts",
-)  # fmt: skip
-"""Settings of `config.data` that a model was trained with and must be judged with."""
+from gramjax.training import evaluation, inheritance, sampling, setup
 
 SHOWN = ("num_pairs", "accuracy", "accuracy_one_draw", "ties", "num_tied", "num_unreadable", "agreement",
-         "swap_consistency", "position_bias", "ece", "brier", "rm_bench_overall", "rm_bench_hard",
+         "swap_consistency", "order_correlation", "position_bias", "ece", "brier", "rm_bench_overall", "rm_bench_hard",
          "judgebench_official", "judgebench_averaged")  # fmt: skip
 """The numbers that a person looks for first."""
 
@@ -58,7 +52,7 @@ def main(argv: list[str]) -> int:
 
 def open_rows(config: Any, overrides: dict[str, Any]) -> tuple[Any, setup.Network, dict[str, Any]]:
     """The rows to judge, the model that judges them, and the settings taken from the run that trained it."""
-    settings = inherit(config, overrides)
+    settings = inheritance.inherit(config, overrides)
     network = setup.open_network(config)
     found = readers.read(config.data.path, setup.data_section(config), evaluation.row_types(config.evals))
     return found, network, settings
@@ -110,23 +104,6 @@ def judge_together(config: Any, overrides: dict[str, Any], workdir: Path) -> Non
     if jax.process_index() == 0:
         evaluation.write_results(workdir / "eval", "preference", records, results)
     show("preference", results, workdir)
-
-
-def inherit(config: Any, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Take the rendering settings of the run that trained the model, unless the command line sets them."""
-    if not (Path(config.model.path) / "checkpoints").is_dir():
-        return {}
-    saved = checks.flatten(checkpoints.read_run(config.model.path))
-    taken = {}
-    with config.unlocked():
-        for name in RENDERING:
-            path = f"data.{name}"
-            if path in saved and path not in overrides:
-                value = saved[path]
-                config.data[name] = taken[path] = tuple(value) if isinstance(value, list) else value
-        if "rationale" in config.evals and INSTRUCTION not in overrides and saved.get("objective.instruction"):
-            config.evals.rationale.judging.instruction = taken[INSTRUCTION] = saved["objective.instruction"]
-    return taken
 
 
 def show(name: str, results: dict[str, Any], workdir: Path) -> None:

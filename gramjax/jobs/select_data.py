@@ -7,7 +7,7 @@ from gramjax.core import config as configs
 from gramjax.core import flags, folder, plugins
 from gramjax.core.errors import UserError
 from gramjax.core.row_log import ROWS, SUMMARY
-from gramjax.data import readers
+from gramjax.data import readers, vectors
 
 
 def main(argv: list[str]) -> int:
@@ -22,7 +22,9 @@ def main(argv: list[str]) -> int:
     own = configs.section(config.selection, plugin.Config, "selection")
     section = configs.section(config.data, configs.DataSection, "data")
     found = readers.read(config.data.path, section, plugin.ROW_TYPES)
-    kept, dropped = plugin.select(found.rows, None, own, config.seed)
+    named = {name: getattr(own, name) for name in getattr(plugin, "FEATURES", ())}
+    features = {name: vectors.read(path) for name, path in named.items() if path} if named else None
+    kept, dropped = plugin.select(found.rows, features, own, config.seed)
     print(f"{len(kept):,} of {len(found.rows):,} rows kept")
     for reason, (count, first) in dropped.items():
         print(f"  {count:,} left out: {reason} (first: {first})")

@@ -207,7 +207,7 @@ def valid_rows(config: Any) -> list[dict[str, Any]]:
 
 def summary(results: dict[str, dict[str, Any]]) -> str:
     """The line a person looks for at the end: `accuracy 0.93 (held out 200)   swap consistency 0.97   ece 0.04`."""
-    found = results.get("preference") or results.get("rationale", {})
+    found = results.get("preference") or results.get("preference_order") or results.get("rationale", {})
     parts = [f"accuracy {found['accuracy']:.3f} (held out {found['num_pairs']:,})"] if "accuracy" in found else []
     for name in ("agreement", "swap_consistency", "ece"):
         if found.get(name) is not None:

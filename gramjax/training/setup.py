@@ -134,8 +134,8 @@ def architecture(module: ModuleType, given: Any, source: Any, vocab_size: int) -
         return dataclasses.replace(source.config, preference_width=width)
     if width and width != source.config.preference_width:
         raise UserError(
-            f"config.model.arch.preference_width is {width} but the weights of config.model.path have a preference head "
-            f"with {source.config.preference_width}; leave it out"
+            f"config.model.arch.preference_width is {width} but the preference head of config.model.path has "
+            f"{source.config.preference_width}; leave it out"
         )
     return source.config
 
@@ -328,10 +328,11 @@ def load_params(model: Model, source: Any, shardings: Any, dtypes: Any, seed: in
     return source.load(specs, model.config, shardings, dtypes, fresh=heads, key=key)
 
 
-def load_for_use(network: Network, seed: int = 0) -> Any:
+def load_for_use(network: Network, seed: int = 0, fresh: tuple[str, ...] = ()) -> Any:
     """The parameters of a network that will not be trained: matrices in the compute dtype. Notes go to stderr.
 
-    Raises UserError when a head of the model is missing from its source. Without a source they are drawn from the seed.
+    Raises UserError when a head of the model that is not among `fresh` is missing from its source; those of `fresh`,
+    and everything without a source, are drawn from the seed.
     """
     model = network.model
     places = sharding.shardings(model.specs(), network.mesh)
@@ -344,7 +345,8 @@ def load_for_use(network: Network, seed: int = 0) -> Any:
     if network.source is None:
         loaded = load_params(model, None, places, dtypes, seed)
     else:  # a head that is not there cannot be made up
-        loaded = network.source.load(model.specs(), model.config, places, dtypes)
+        key = jax.random.key(seed) if fresh else None
+        loaded = network.source.load(model.specs(), model.config, places, dtypes, fresh=fresh, key=key)
     for note in loaded.notes:
         print(f"gramjax: {note}", file=sys.stderr)
     return loaded.params

@@ -1,0 +1,93 @@
+"""What a network says of rows without sampling: representations, hidden states, rewards; batched by length."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gramjax.core import sharding
+from gramjax.data import buckets
+from gramjax.models import heads
+
+NEEDS = {"pair": "preference", "margin": "margin", "reward": "score", "last": "", "mean": ""}
+"""What can be read, and the head that it needs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A model opened to be read: its weights in use and its renderer. Annotators with `OPENS = "network"` get one."""
+
+    model: Any
+    weights: Any
+    renderer: Any
+    path: str = ""
+    """Where its weights come from."""
+
+    @functools.cached_property
+    def _readers(self) -> dict[str, Callable[..., jax.Array]]:
+        return {}
+
+    def read(
+        self, what: str, sequences: Sequence[np.ndarray], batch_size: int = 32, weights: Any = None
+    ) -> np.ndarray:
+        """One row of numbers per token sequence, float32 [N, K], in their order.
+
+        `pair`: the order logit u, then the representation h, of renderings that end with the learned token; `margin`:
+        the predicted margin of such; `reward`: the scalar head at the last token; `last`: the hidden state there;
+        `mean`: the mean of the hidden states. `weights` are used instead of the encoder's own when given.
+        """
+        weights = self.weights if weights is None else weights
+        if what not in self._readers:
+            self._readers[what] = make_reader(self.model, what)
+        reader, mesh = self._readers[what], self.model.mesh
+        shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+        size = -(-batch_size // shards) * shards
+        out: np.ndarray | None = None
+        for indices, batch in buckets.batches(sequences, size):
+            values = np.asarray(reader(weights, sharding.place(batch, mesh)), np.float32)
+            if out is None:
+                out = np.zeros((len(sequences), values.shape[1]), np.float32)
+            out[indices] = values[: len(indices)]
+        return np.zeros((0, 0), np.float32) if out is None else out
+
+    @property
+    def order_direction(self) -> np.ndarray | None:
+        """w of the order head u = w h, float32 [P]; None for a model without one."""
+        head = self.weights.get("preference")
+        return None if head is None else np.asarray(head["order"], np.float32)[:, 0]
+
+
+def make_reader(model: Any, what: str) -> Callable[[Any, Mapping[str, jax.Array]], jax.Array]:
+    """The compiled function from weights in use and a batch of `data.buckets` to float32 [B, K]."""
+
+    def read(weights: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        if what in ("pair", "margin"):
+            mask = heads.learned_mask(batch["ends"], batch["example_mask"], batch["tokens"].shape[1])
+            batch = {**batch, "learned_mask": mask}
+        hidden_BTD = model.forward(weights, batch).hidden
+        if what == "mean":
+            real = (batch["segment_ids"] != 0).astype(jnp.float32)
+            return jnp.einsum("BTD,BT->BD", hidden_BTD.astype(jnp.float32), real) / jnp.sum(real, 1, keepdims=True)
+        hidden_B1D = heads.take_positions(hidden_BTD, batch["ends"])
+        if what == "last":
+            return hidden_B1D[:, 0].astype(jnp.float32)
+        if what == "reward":
+            return heads.score(weights, hidden_B1D)
+        h_B1P = heads.representation(weights, hidden_B1D)
+        if what == "margin":
+            return heads.margin(weights, h_B1P)
+        return jnp.concatenate([heads.order(weights, h_B1P), h_B1P[:, 0]], axis=-1)
+
+    mesh = model.mesh
+    return jax.jit(read, out_shardings=None if mesh is None else sharding.replicated(mesh))
+
+
+def both_orders(renderer: Any, prompt: Any, first: Any, second: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The renderings of a pair in both orders. Raises Drop by the length policy."""
+    orders = ((first, second), (second, first))
+    one, two = (np.asarray(renderer.preference(prompt, *order), np.int32) for order in orders)
+    return one, two
