@@ -14,6 +14,7 @@ does not depend on the order of the list.
 """
 
 import dataclasses
+import math
 import random
 from collections.abc import Callable, Generator, Sequence
 
@@ -75,11 +76,13 @@ def together(rankings: Sequence[Asking], compare: Callable[[list[tuple[int, Pair
     return [done[number] for number in range(len(rankings))]
 
 
-def asking(count: int, method: str = "auto", seed: int = 0, identity: str = "", top: int = 0) -> Asking:
+def asking(
+    count: int, method: str = "auto", seed: int = 0, identity: str = "", top: int = 0, shuffled: bool = True
+) -> Asking:
     """A ranking of `count` items as a generator (see `Asking`); `top` of them are put in order, 0: all.
 
-    The list is shuffled by seed and identity first, which decides between equals. Raises UserError for an unknown
-    method, ValueError for an empty list and for an answer outside [0, 1].
+    The list is shuffled by seed and identity first, which decides between equals (not `shuffled`: the caller did).
+    Raises UserError for an unknown method, ValueError for an empty list and for an answer outside [0, 1].
     """
     if method not in ("auto", *METHODS):
         raise UserError(f"ranking method {method!r}; choose one of auto, {', '.join(METHODS)}")
@@ -87,12 +90,20 @@ def asking(count: int, method: str = "auto", seed: int = 0, identity: str = "", 
         raise ValueError("an empty list has no order")
     if method == "auto":
         method = "round_robin" if count <= LARGEST_ROUND_ROBIN else "knockout"
-    return _ranking(count, method, seed, identity, top)
-
-
-def _ranking(count: int, method: str, seed: int, identity: str, top: int) -> Asking:
     items = list(range(count))
-    random.Random(f"{seed}/{identity}/ranking").shuffle(items)
+    if shuffled:
+        random.Random(f"{seed}/{identity}/ranking").shuffle(items)
+    return _ranking(items, method, top)
+
+
+def kl(count: int) -> float:
+    """Kullback-Leibler divergence of the best of `count` samples from one sample, log n - (n - 1) / n: exact where no
+    two samples are equally good, whatever the policy and the reward."""
+    return math.log(count) - (count - 1) / count
+
+
+def _ranking(items: list[int], method: str, top: int) -> Asking:
+    count = len(items)
     known: dict[Pair, float] = {}
 
     def ask(pairs: Sequence[Pair]) -> Generator[list[Pair], Found, list[float]]:
