@@ -1,7 +1,7 @@
 """Examples to batches: a seeded, resumable order for training, and every example once for evaluation.
 
 Letters: B rows of a batch, T tokens, N packed examples per row (1 without packing); pairs add an axis of length 2
-after B, chosen first.
+after B, chosen first; lists of answers one as long as the longest list allowed.
 """
 
 import dataclasses
@@ -191,6 +191,8 @@ def collate(rows: Sequence[Sequence[Example]], length: int, slots: int = 1, pad_
             for name, value in example.fields.items():
                 fields[name][b, n] = value
             for side, (ids, mask) in enumerate(zip(example.tokens, example.loss_mask, strict=True)):
+                if not len(ids):  # a list of answers that is shorter than others
+                    continue
                 start, stop = starts[side], starts[side] + len(ids)
                 tokens[b, side, start:stop] = ids
                 labels[b, side, start : stop - 1] = ids[1:]

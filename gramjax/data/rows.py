@@ -238,7 +238,7 @@ def normalise(row: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
     """Check a row of a known type and return it in one shape, other columns kept.
 
     Preference rows always have `prompt`, `chosen`, `rejected`, `subset` and `margin` afterwards. Raises Drop (empty
-    or identical answers) or DataError (missing field, null, wrong type).
+    answers; identical ones, except in rows of a `benchmark`) or DataError (missing field, null, wrong type).
     """
     out = {str(key): value for key, value in row.items()}
     if kind == PREFERENCE:
@@ -247,7 +247,7 @@ def normalise(row: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
             parts["prompt"] = text_field(row, "prompt", where)
         parts = same_kind(parts, where)
         chosen, rejected = parts["chosen"], parts["rejected"]
-        if chosen == rejected:
+        if chosen == rejected and not row.get("benchmark"):  # a benchmark counts it, as a tie
             raise Drop("identical chosen/rejected")
         if "prompt" not in parts:
             shared = 0
@@ -322,12 +322,17 @@ def converted(row: dict[str, Any], kind: str, want: str, seed: int = 0) -> dict[
     """A normalised row of type `kind` as one of type `want`, or None where that makes no sense.
 
     A preference pair becomes an unlabelled one with its answers in an order that depends on the id only, so that the
-    label cannot leak through the order. A row with a rationale is a preference pair too, and a pair is a short list.
+    label cannot leak through the order; as a list it has `scores` that keep the label. A row with a rationale is a
+    preference pair too, and a pair is a short list.
     """
     if kind == want or (kind, want) == (PAIR_UNLABELLED, RESPONSES):
         return row
     if want == RESPONSES:
-        want = PAIR_UNLABELLED
+        pair = converted(row, kind, PAIR_UNLABELLED, seed)
+        if pair is None:
+            return None
+        better = row["chosen"] if kind == PREFERENCE else row["responses"]["AB".index(row["label"])]
+        return {**pair, "scores": [float(answer == better) for answer in pair["responses"]]}
     if kind == PREFERENCE and want == PAIR_UNLABELLED:
         pair = [row["chosen"], row["rejected"]]
         gone = ("chosen", "rejected", "margin", "score_chosen", "score_rejected")
