@@ -1,4 +1,5 @@
-"""What a set of judged pairs amounts to: accuracy, calibration, order effects, tables by subset and length.
+"""What a set of judged pairs amounts to: accuracy, calibration, order effects, tables by subset and length, and what
+judges achieve that look at the length only (`core.trivial_judges`).
 
 A judged pair is a plain dict, one line of `eval/preference.rows.jsonl`: `id`, `subset`, `chosen_length`,
 `rejected_length` (characters), `order` (`both`, `chosen_first`, `rejected_first`, or `none` for a scalar reward),
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gramjax.core import statistics
+from gramjax.core import statistics, trivial_judges
 from gramjax.core.errors import DataError
 
 HEADLINES = ("accuracy", "swap_consistency", "position_bias", "ece", "num_pairs")
@@ -103,6 +104,7 @@ def _all(
         yield "verdict_mass", _mean(masses)
     if notes:
         yield "notes", notes
+    yield "trivial_judges", trivial_judges.summarise(records, seed)
     yield "subsets", subsets
     yield "length_buckets", _length_table(records, length_edges, length_difference)
     yield "reliability", {"both_orders" if orders == {"both"} else "scores": _reliability_table(calibration)} | tables

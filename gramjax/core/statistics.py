@@ -8,6 +8,7 @@ swapped one, so a judge that is right has a positive first margin and a negative
 import dataclasses
 import hashlib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -156,7 +157,7 @@ def brier(score: Any) -> float:
     return float(np.mean((1 - score) ** 2)) if len(score) else math.nan
 
 
-def wilson(successes: float, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson(successes: float, total: float, z: float = 1.959963984540054) -> tuple[float, float]:
     """Wilson's interval of a proportion (95 % by default); (0, 1) when nothing was counted."""
     if total <= 0:
         return 0.0, 1.0
@@ -173,6 +174,18 @@ def bootstrap(values: Any, samples: int = 1000, seed: int = 0, level: float = 0.
     if not len(values) or samples <= 0:
         return math.nan, math.nan
     means = _resampled_means(values, samples, seed)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def bootstrap_of_means(
+    groups: Sequence[Any], samples: int = 1000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of the mean of the means of groups, each resampled by itself; (NaN, NaN) for an empty one."""
+    values = [np.asarray(group, np.float64) for group in groups]
+    if not values or not all(len(group) for group in values) or samples <= 0:
+        return math.nan, math.nan
+    means = np.mean([_resampled_means(group, samples, (seed, number)) for number, group in enumerate(values)], axis=0)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -220,7 +233,7 @@ def paired_bootstrap(one: Any, two: Any, samples: int = 10000, seed: int = 0, le
     return Difference(float(np.mean(one - two)), float(low), float(high), p_value, len(one))
 
 
-def _resampled_means(values: np.ndarray, samples: int, seed: int) -> np.ndarray:
+def _resampled_means(values: np.ndarray, samples: int, seed: int | tuple[int, int]) -> np.ndarray:
     """Means of `samples` draws with replacement, in slices so that memory stays near a million indices.
 
     Values are sorted first: the interval must not depend on the order of the rows.

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from gramjax.core import leaderboards, rewardbench
 from gramjax.core.errors import DataError
 from gramjax.data import helpsteer3
 from gramjax.data.rows import PAIR_UNLABELLED, PREFERENCE, RATIONALE, RESPONSES, Drop, Message, coin
@@ -169,7 +170,7 @@ def _judgebench(record: Record, where: str, want: Want) -> list[dict[str, Any]]:
         raise DataError(f"{where}: 'label' is {record['label']!r}; 'A>B' or 'B>A' was expected")
     rest = {k: v for k, v in record.items() if k not in ("question", "response_A", "response_B", "label")}
     rest.setdefault("id", record.get("pair_id"))
-    rest["subset"] = str(record.get("source", "")).partition("-")[0]
+    rest |= {"subset": str(record.get("source", "")).partition("-")[0], "benchmark": "judgebench"}
     winner = {"A>B": 1, "B>A": 2, "A=B": 0}[label]
     return [_judged(rest, record["question"], [record["response_A"], record["response_B"]], winner, want)]
 
@@ -252,15 +253,71 @@ def _mqm(record: Record, where: str, want: Want) -> list[dict[str, Any]]:
 
 
 def _matrix(record: Record, where: str, want: Want) -> list[dict[str, Any]]:
-    """RM-Bench and RewardBench 2: lists of chosen and rejected answers, one row per cell."""
+    """RM-Bench and RewardBench 2: lists of chosen and rejected answers. One row per cell, or the list as it is, chosen
+    answers first, for a caller who wants lists."""
     rest = {k: v for k, v in record.items() if k not in ("prompt", "chosen", "rejected")}
-    name = record.get("id", where)
+    name, chosen, rejected = record.get("id", where), record["chosen"], record["rejected"]
+    if record.get("num_correct", len(chosen)) != len(chosen):
+        raise DataError(f"{where}: 'num_correct' is {record['num_correct']!r} beside {len(chosen)} chosen answers")
     rest.setdefault("subset", record.get("domain"))
-    cells = itertools.product(enumerate(record["chosen"]), enumerate(record["rejected"]))
+    styles = len(leaderboards.STYLES)
+    if "num_correct" in record or "total_completions" in record:
+        rest["benchmark"] = "rewardbench2"
+    elif "domain" in record and len(chosen) == len(rejected) == styles:
+        rest["benchmark"] = "rm_bench"
+    if want[:1] == (RESPONSES,):
+        answers = [assistant(text) for text in (*chosen, *rejected)]
+        own = {} if record.get("id") is None else {"id": str(name)}
+        return [{**rest, **own, "num_correct": len(chosen), "prompt": user(record["prompt"]), "responses": answers}]
+    cells = itertools.product(enumerate(chosen), enumerate(rejected))
     return [
         {**rest, "id": f"{name}/{i}-{j}", "group": str(name), "matrix_id": f"{i}-{j}", **_pair(record["prompt"], c, r)}
         for (i, c), (j, r) in cells
     ]
+
+
+def _hhh(record: Record, where: str, want: Want) -> list[dict[str, Any]]:
+    """HHH-Alignment: BIG-bench's `target_scores` (a task file holds many `examples`), or `targets` with labels."""
+    if isinstance(record.get("examples"), list):
+        group = _hhh_group(record, where)
+        parts = [{"subset": group, **example} for example in record["examples"]]
+        return [row for n, part in enumerate(parts) for row in _hhh(part, f"{where}.{n + 1}", want)]
+    if isinstance(record.get("target_scores"), Mapping):
+        scored = list(record["target_scores"].items())
+    else:
+        scored = list(zip(record["targets"]["choices"], record["targets"]["labels"], strict=True))
+    best = max(score for _, score in scored)
+    good = [text.strip() for text, score in scored if score == best]
+    bad = [text.strip() for text, score in scored if score < best]
+    question = record["input"].strip()
+    spoken = re.search(r"\n\n(Human|Assistant):", f"\n\n{question}")
+    start = "" if re.match(r"(Human|Assistant):", question) else "Human: "
+    prompt = dialogue(f"\n\n{start}{question}", where, "input") if spoken else user(question)
+    if prompt[-1] == {"role": "assistant", "content": ""}:
+        prompt = prompt[:-1]
+    rest = {k: v for k, v in record.items() if k not in ("input", "target_scores", "targets", "examples", "comment")}
+    rest |= {"subset": _hhh_group(record, where), "benchmark": "hhh"}
+    if not bad:
+        return [{"_drop": TIE, **rest}]
+    return [{**rest, "prompt": prompt, "chosen": assistant(c), "rejected": assistant(r)} for c in good for r in bad]
+
+
+def _hhh_group(record: Record, where: str) -> str:
+    """The group of a row: a column that says so, the name of its task, or of its file or folder."""
+    for text in (*(record.get(name) for name in ("subset", "group", "category", "name")), where):
+        found = [group for group in leaderboards.HHH if group in str(text).lower()]
+        if len(found) == 1:
+            return found[0]
+    raise DataError(f"{where}: which of {', '.join(leaderboards.HHH)}? Say it in a column 'subset'")
+
+
+def _is_hhh(record: Record) -> bool:
+    examples = record.get("examples")
+    if isinstance(examples, list) and examples:
+        return all(isinstance(example, Mapping) and _is_hhh(example) for example in examples)
+    targets = record.get("targets")
+    with_labels = isinstance(targets, Mapping) and {"choices", "labels"} <= targets.keys()
+    return _is_text(record, "input") and (with_labels or isinstance(record.get("target_scores"), Mapping))
 
 
 def _turn(message: Record) -> Message:
@@ -306,7 +363,8 @@ def _alpaca(record: Record, where: str, want: Want) -> list[dict[str, Any]]:
 
 
 def _rewardbench(record: Record, where: str, want: Want) -> list[dict[str, Any]]:
-    return [{**record, **_pair(record["prompt"], record["chosen"], record["rejected"])}]
+    row = {**record, **_pair(record["prompt"], record["chosen"], record["rejected"])}
+    return [row | {"benchmark": "rewardbench"} if record.get("subset") in rewardbench.SUBSETS else row]
 
 
 def _is_text(record: Record, *names: str) -> bool:
@@ -348,6 +406,7 @@ FORMATS: tuple[tuple[str, Callable[[Record], bool], Callable[[Record, str, Want]
     ("matrix", lambda r: isinstance(r.get("prompt"), str) and all(
         isinstance(r.get(n), list) and r[n] and all(isinstance(x, str) for x in r[n]) for n in ("chosen", "rejected")),
      _matrix),
+    ("hhh-alignment", _is_hhh, _hhh),
     ("rewardbench", lambda r: _is_text(r, "prompt", "chosen", "rejected", "chosen_model"), _rewardbench),
     ("sharegpt", _is_sharegpt, _sharegpt),
     ("alpaca", lambda r: _is_text(r, "instruction") and (_is_text(r, "output") or _is_text(r, "chosen", "rejected")),

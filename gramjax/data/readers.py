@@ -155,6 +155,7 @@ class _Reading:
         self.seen: set[str] = set()
         self.detected = ""
         self.began = ""
+        self.file = ""
 
     def take(self, where: str, record: "dict[str, Any] | records.BadRecord") -> None:
         """Read one record; a bad one is raised or counted."""
@@ -174,7 +175,9 @@ class _Reading:
             self._bad("unreadable row", where, f"{where}: not what its columns promise ({error!r})")
             return
         self.out.format = name if self.out.records == 1 else self.out.format
-        number = where.rpartition(" ")[2]
+        file, _, number = where.rpartition(" row ")
+        self.file = self.file or file
+        number = number if file == self.file else f"{file}-{number}"  # rows of the other files of a folder
         keep = self.section.pairs_per_record
         if keep and len(made) > keep:
             made = [made[i] for i in sorted(draw(0, len(made), keep, self.stem, number))]
@@ -231,6 +234,18 @@ class _Reading:
                 self.out.type = target
                 return made
         raise row_types.missing(shown, where, self.wanted[:1])
+
+
+def originals(source: str, section: DataSection | None = None) -> dict[str, dict[str, Any]]:
+    """The records of a source as they stand in it, by their own ids (`pair_id` where JudgeBench has that)."""
+    names, out = renames(section or DataSection()), {}
+    for where, record in _items(source)[0]:
+        if isinstance(record, dict):
+            row = _renamed(record, names, where)
+            own = row.get("id", row.get("pair_id"))
+            number = where.rpartition(" ")[2]
+            out[f"{_stem(source)}-{number}" if own is None else str(own)] = record
+    return out
 
 
 def draw(seed: int, count: int, keep: int, *parts: Any) -> list[int]:

@@ -153,10 +153,23 @@ def _json(path: Path) -> Iterator[Item]:
             head = buffered.peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
             if head[:1] == b"[":
                 yield from _array(path, buffered.read())
+            elif head[:1] == b"{" and ".json" in path.suffixes:
+                raw = buffered.read()
+                whole = _whole(raw)
+                yield from _lines(path, io.BytesIO(raw)) if whole is None else [(f"{path.name} row 1", whole)]
             else:
                 yield from _lines(path, buffered)
     except (EOFError, gzip.BadGzipFile) as error:
         raise DataError(f"{path.name}: damaged or truncated gzip file ({error})") from None
+
+
+def _whole(raw: bytes) -> dict[str, Any] | None:
+    """The object that a `.json` file is, over as many lines as it likes; None if it is no single object."""
+    try:
+        value = parse(_decode(raw, 0).removeprefix("\ufeff"))
+    except BadRecord:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _array(path: Path, raw: bytes) -> Iterator[Item]:
@@ -243,9 +256,13 @@ def _folder(path: Path, files: list[Path]) -> Iterator[Item]:
     elif tables := [p for p in files if p.name.endswith(".parquet")]:
         for table in tables:
             yield from _parquet(table)
+    elif files and all(p.name.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")) for p in files):
+        for file in files:
+            inside = file.relative_to(path).as_posix().removesuffix(file.name)
+            yield from ((f"{inside}{where}", record) for where, record in _json(file))
     else:
-        raise UserError(f"{path} is no data folder: no state.json (saved `datasets` folder), features.json (TFDS) or "
-                        "parquet file in it")  # fmt: skip
+        raise UserError(f"{path} is no data folder: no state.json (saved `datasets` folder), features.json (TFDS), "
+                        "parquet file in it, nor JSON files only")  # fmt: skip
 
 
 def _saved_dataset(path: Path) -> Iterator[Item]:

@@ -134,8 +134,14 @@ def test_which_benchmark_rows_belong_to():
     for others in ([], [{"domain": "code"}], [pair(1, 1), {"id": "other"}], larger):
         assert leaderboards.resolve("", others) == ""
     assert leaderboards.resolve("none", [pair(1, 1)]) == "" and list(leaderboards.summarise([pair(1, 1)], "")) == []
-    with pytest.raises(UserError, match="rm_bench, judgebench, none"):
-        leaderboards.resolve("rewardbench", [])
+    with pytest.raises(UserError, match="rm_bench, judgebench, rewardbench, hhh, none"):
+        leaderboards.resolve("chess", [])
+    part = {"subset": "math-prm"}
+    assert leaderboards.benchmark_of([part]) == "rewardbench"
+    assert leaderboards.benchmark_of([part, {"subset": "x"}]) == ""
+    assert leaderboards.benchmark_of([{"subset": "harmless"}]) == "", "many files have a subset of this name"
+    assert leaderboards.benchmark_of([{"subset": "harmless", "benchmark": "hhh"}]) == "hhh"
+    assert leaderboards.benchmark_of([part | {"benchmark": "other"}]) == ""
     with pytest.raises(UserError, match="judgebench needs source, pair_id; row 'other'"):
         leaderboards.resolve("judgebench", [pair(1, 1), {"id": "other"}])
 
@@ -151,11 +157,42 @@ def test_released_files_keep_the_columns(tmp_path):
         rows = readers.read(str(tmp_path / name), want="preference").rows
         found[name] = rows
     assert leaderboards.benchmark_of(found["rm.json"]) == "rm_bench" and len(found["rm.json"]) == 9
-    assert leaderboards.columns(found["rm.json"][5]) == {"domain": "chat", "group": "8218", "matrix_id": "1-2"}
+    place = {"benchmark": "rm_bench", "domain": "chat", "group": "8218", "matrix_id": "1-2"}
+    assert leaderboards.columns(found["rm.json"][5]) == place
     styles = [(len(r["chosen"][0]["content"]), len(r["rejected"][0]["content"])) for r in found["rm.json"]]
     wins = [{**row, "correct": c > r} for row, (c, r) in zip(found["rm.json"], styles)]
     assert leaderboards.rm_bench(wins)["easy"] == 1 and leaderboards.rm_bench(wins)["normal"] == 0
     (row,) = found["judge.jsonl"]
     assert leaderboards.benchmark_of([row]) == "judgebench" and row["chosen"][0]["content"] == "y"
     assert leaderboards.columns(row) == {name: judged[name] for name in (*leaderboards.NEEDS["judgebench"],
-                                                                       "original_id", "response_model")}  # fmt: skip
+                                                                       "original_id", "response_model")} | {
+        "benchmark": "judgebench"}  # fmt: skip
+
+
+def test_scalar_scores_fill_the_matrix_by_strict_wins():
+    """An answer has one score, that of the pair of its own style; equal scores are no win."""
+    chosen, rejected = [1.0, 2.0, 3.0], [2.0, 2.0, 1.0]
+    records = [cell | {"order": "none", "score_chosen": chosen[i // 3] + 1e-9 * (i % 3),
+                       "score_rejected": rejected[i % 3]}
+               for i, cell in enumerate(cells(np.zeros((3, 3)), "chat", "a"))]  # fmt: skip
+    table = leaderboards.rm_bench(records)
+    assert table["matrix"] == [[0, 0, 0], [1, 1, 1], [1, 1, 1]], "1e-9 above 2 is a win, equal is not"
+    judge = [record | {"order": "both"} for record in records]
+    assert leaderboards.rm_bench(judge)["overall"] == 0, "a judge has a verdict per cell"
+
+
+def grouped(counts):
+    return [{"id": f"{name}{i}", "subset": name, "benchmark": "hhh", "correct": i < right}
+            for name, (right, total) in counts.items() for i in range(total)]  # fmt: skip
+
+
+def test_hhh_is_the_mean_of_its_groups():
+    records = grouped({"helpful": (50, 59), "honest": (40, 61), "harmless": (58, 58), "other": (30, 43)})
+    found = leaderboards.hhh(records)
+    expected = [50 / 59, 40 / 61, 1, 30 / 43]
+    assert found["mean"] == pytest.approx(np.mean(expected)) and found["micro"]["accuracy"] == pytest.approx(178 / 221)
+    assert found["low"] < found["mean"] < found["high"] and list(found["groups"]) == list(leaderboards.HHH)
+    assert found["groups"]["harmless"]["low"] < 1 == found["groups"]["harmless"]["high"]
+    partial = leaderboards.hhh(grouped({"helpful": (1, 2)}))
+    assert partial["mean"] is None and partial["missing"] == ["honest", "harmless", "other"]
+    assert dict(leaderboards.summarise(records, "hhh"))["hhh_mean"] == found["mean"]
