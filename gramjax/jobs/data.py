@@ -2,7 +2,8 @@
 
 `gramjax data check FILE` says what type the rows have, how many are usable, why the others are not, how long they
 are, and (with a tokenizer) shows three rows exactly as a model would see them. `gramjax data convert SRC DST` writes
-the usable rows as JSON lines.
+the usable rows as JSON lines. `gramjax data contamination --train FILE --eval FILE` looks for the questions of an
+evaluation among training rows and can write the training rows without them.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import Any
 
 from gramjax.core.config import DataSection
 from gramjax.core.errors import DataError, UserError
-from gramjax.data import judge_prompts, readers, rows, text, tokenizer
+from gramjax.data import contamination, judge_prompts, readers, rows, text, tokenizer
 
 SHOWN = 3
 """Rows that are printed as a model sees them."""
@@ -23,9 +24,9 @@ BAR = 40
 
 
 def main(argv: list[str]) -> int:
-    """`gramjax data check FILE ...` or `gramjax data convert SRC DST ...`; returns 3 when no row is usable."""
+    """`gramjax data check|convert|contamination ...`; returns 3 when no row is usable."""
     arguments = _parser().parse_args(argv)
-    return check(arguments) if arguments.action == "check" else convert(arguments)
+    return {"check": check, "convert": convert, "contamination": contaminated}[arguments.action](arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,6 +46,14 @@ def _parser() -> argparse.ArgumentParser:
     write.add_argument("source", metavar="SRC")
     write.add_argument("target", metavar="DST", help="a .jsonl file")
     write.add_argument("--overwrite", action="store_true", help="replace DST")
+    leak = actions.add_parser("contamination", help="training rows with a question of an evaluation", allow_abbrev=False)
+    leak.add_argument("--train", required=True, action="append", metavar="FILE", help="training rows; may be repeated")
+    leak.add_argument("--eval", required=True, action="append", metavar="FILE", help="evaluation rows; may be repeated")
+    leak.add_argument("--n", type=int, default=contamination.NGRAM, help="words in a run (default: %(default)s); "
+                      "shorter prompts are compared whole")  # fmt: skip
+    leak.add_argument("--output", default="", metavar="FILTERED", help=".jsonl file to write the clean training rows to")
+    leak.add_argument("--overwrite", action="store_true", help="replace FILTERED")
+    leak.add_argument("--json", action="store_true", help="print one JSON object")
     for action in (look, write):
         action.add_argument("--type", default="", choices=("", *rows.NEEDS), help="the row type to read the file as")
         action.add_argument("--rename", action="append", default=[], metavar="OLD:NEW", help="rename a column")
@@ -226,24 +235,83 @@ def _show(
 
 def convert(arguments: argparse.Namespace) -> int:
     """Write the usable rows as JSON lines with TRL's names; what is left out is printed with its count."""
-    target = Path(arguments.target)
-    if target.suffix != ".jsonl":
-        raise UserError(f"{target}: the rows are written as .jsonl")
-    if target.exists() and not arguments.overwrite:
-        raise UserError(f"{target} exists; use --overwrite to replace it")
+    target = _new_file(arguments.target, arguments.overwrite)
     found = readers.scan(arguments.source, _section(arguments), arguments.type)
     if not found.rows:
         raise DataError(
             readers.nothing_usable(arguments.source, found) if found.records else f"{arguments.source}: 0 records"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        for row in found.rows:
-            plain = {name: value for name, value in row.items() if value not in (None, "") or name == "prompt"}
-            file.write(json.dumps(plain, ensure_ascii=False) + "\n")
-    partial.replace(target)
+    _write(target, found.rows)
     print(f"{len(found.rows):,} {found.type} rows -> {target}")
     for reason, (count, first) in found.dropped.items():
         print(f"left out {count:,} {reason}; first: {first}", file=sys.stderr)
+    return 0
+
+
+def _new_file(name: str, overwrite: bool) -> Path:
+    target = Path(name)
+    if target.suffix != ".jsonl":
+        raise UserError(f"{target}: the rows are written as .jsonl")
+    if target.exists() and not overwrite:
+        raise UserError(f"{target} exists; use --overwrite to replace it")
+    return target
+
+
+def _write(target: Path, kept: Sequence[Mapping[str, Any]]) -> None:
+    """Rows as JSON lines, whole or not at all; empty columns are left out."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    with partial.open("w", encoding="utf-8", newline="\n") as file:
+        for row in kept:
+            plain = {name: value for name, value in row.items() if value not in (None, "") or name == "prompt"}
+            file.write(json.dumps(plain, ensure_ascii=False) + "\n")
+    partial.replace(target)
+
+
+def contaminated(arguments: argparse.Namespace) -> int:
+    """Compare the prompts of two sets of files, say what they share, and write the training rows that share nothing."""
+    if arguments.n < 1:
+        raise UserError(f"--n is {arguments.n}; a run has at least one word")
+    target = _new_file(arguments.output, arguments.overwrite) if arguments.output else None
+    section = DataSection(on_bad_row="skip")
+    sources = {
+        name: [readers.read(source, section) for source in getattr(arguments, name)] for name in ("train", "eval")
+    }
+    train, evaluation = (
+        [{**row, "id": f"{source}: {row['id']}"} if len(parts) > 1 else row
+         for source, part in zip(getattr(arguments, name), parts) for row in part.rows]
+        for name, parts in sources.items()
+    )  # fmt: skip
+    found = contamination.compare(train, evaluation, arguments.n)
+    report = found.report()
+    for name, parts in sources.items():
+        unread = rows.Tally()
+        for part in parts:
+            unread.merge(part.dropped)
+        report[name] |= {"files": getattr(arguments, name), "unread": unread.total}
+    clean = [row for row in train if row["id"] not in found.contaminated]
+    if target is not None:
+        if not clean:
+            raise DataError(f"every row of {', '.join(arguments.train)} shares its prompt with the evaluation")
+        _write(target, clean)
+        report["output"] = {"file": str(target), "rows": len(clean)}
+    if arguments.json:
+        print(json.dumps(report, ensure_ascii=False, indent=2))
+        return 0
+    for name, label in (("train", "training"), ("eval", "evaluation")):
+        facts = report[name]
+        print(f"{label:<11}{facts['contaminated']:,} of {facts['rows']:,} rows ({100 * facts['share']:.2f} %) share "
+              f"{arguments.n} words in a row or a whole shorter prompt")  # fmt: skip
+        notes = {
+            "without_prompt": "have no words in the prompt",
+            "short": f"have prompts of fewer than {arguments.n} words, compared whole",
+            "unread": "could not be read and were not looked at",
+        }
+        for key, note in notes.items():
+            if facts[key]:
+                print(f"{'':<11}{facts[key]:,} rows {note}")
+    for example in report["examples"]:
+        print(f"  {example['train']} and {example['eval']}: {example['text'].removeprefix('= ')!r}")
+    if target is not None:
+        print(f"{len(clean):,} clean training rows -> {target}")
     return 0
