@@ -36,6 +36,27 @@ def prover_run(tmp_path_factory) -> Path:
     return folder
 
 
+def tiny_run(folder: Path, objective: str) -> Path:
+    """The run folder of a training with `jobs/tiny.py`."""
+    from gramjax import cli
+
+    config = f"{ROOT / 'tests' / 'jobs' / 'tiny.py'}:{objective}"
+    assert cli.main(["train", f"--config={config}", f"--workdir={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_scalar(tmp_path_factory) -> Path:
+    """The run folder of a Bradley-Terry reward model."""
+    return tiny_run(tmp_path_factory.mktemp("scalar_model") / "run", "bradley_terry")
+
+
+@pytest.fixture(scope="session")
+def tiny_judge(tmp_path_factory) -> Path:
+    """The run folder of a generative judge."""
+    return tiny_run(tmp_path_factory.mktemp("judge_model") / "run", "generative_preference")
+
+
 @pytest.fixture(scope="session")
 def prover(prover_run):
     """The same model, ready to write proofs."""

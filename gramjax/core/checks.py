@@ -61,6 +61,17 @@ RANGES: dict[str, tuple[float, float]] = {
     "mesh.data": (-1, INF),
     "mesh.fsdp": (-1, INF),
     "mesh.tensor": (-1, INF),
+    "score.batch_size": (1, INF),
+    "score.beta": (ABOVE_0, INF),
+    "score.chunk": (1, INF),
+    "serve.port": (0, 65535),
+    "serve.beta": (ABOVE_0, INF),
+    "serve.batch_size": (1, INF),
+    "serve.max_wait_ms": (0, 60_000),
+    "serve.queue": (1, INF),
+    "serve.max_items": (1, INF),
+    "serve.max_bytes": (1024, INF),
+    "serve.stop_seconds": (0, INF),
 }
 """Smallest and largest value, both allowed."""
 
@@ -74,6 +85,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sampling.early_stopping": ("False", "True", "never"),
     "train.remat": ("none", "full", "projections"),
     "ensemble.combination": ("mean", "worst", "uncertainty"),
+    **{f"{job}.{name}": words for job in ("score", "serve") for name, words in (
+        ("method", ("auto", "judge", "score", "implicit")), ("agg", ("prob", "logit")),
+        ("label_space", ("candidates", "full")),
+        ("overlong", ("", "drop", "truncate_prompt_left", "shorten_responses", "error")))},
 }
 
 PLUGINS = {"objective": "objectives", "annotator": "annotators", "selection": "selection/rows", "recipe": "recipes"}

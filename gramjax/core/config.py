@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from gramjax.core import plugins
 from gramjax.core.errors import UserError
+from gramjax.core.use import ScoreSection, ServeSection
 
 T = TypeVar("T")
 
@@ -270,6 +271,8 @@ SECTIONS: dict[str, type] = {
     "ensemble": EnsembleSection,
     "sampling": SamplingSection,
     "generation": GenerationSection,
+    "score": ScoreSection,
+    "serve": ServeSection,
 }
 TRAINING = ("model", "tokenizer", "data", "optim", "train", "lora", "mesh", "log")
 """The sections of a training config."""

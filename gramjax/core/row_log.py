@@ -6,11 +6,12 @@ A row of the input is done when its id stands in one of them.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from gramjax.core.errors import DataError
+from gramjax.core import folder as folders
+from gramjax.core.errors import DataError, UserError
 
 ROWS, REFUSED, SUMMARY = "rows.jsonl", "refused.jsonl", "summary.json"
 
@@ -77,6 +78,26 @@ class RowLog:
         """Note why a row did not come out."""
         self._append(REFUSED, {"id": row["id"], "reason": reason})
         self._count(row["id"], reason)
+
+    def check_known(self, ids: Iterable[str], source: str) -> None:
+        """Raise UserError if a row is done that `source` has no more: what is there belongs to other rows."""
+        if strangers := self.done - set(ids):
+            raise UserError(f"{self.folder} has row {min(strangers)!r}, which {source} has no more: the rows changed; "
+                            "choose another --workdir, or --config.overwrite=True to begin again")  # fmt: skip
+
+    def finish(self, count: int, unreadable: Mapping[str, tuple[int, str]]) -> str:
+        """Write the summary of a job over `count` rows; what came out, and the reasons of what did not, as text.
+
+        `unreadable` are the reasons of rows that were not even among them, with count and first example.
+        """
+        lost = {reason: {"count": n, "first": first} for reason, (n, first) in unreadable.items()}
+        summary = {"rows": count, "written": len(self.written), "refused": self.reasons, "unreadable": lost}
+        folders.write_json(self.folder / SUMMARY, summary)
+        (self.folder / "DONE").write_text("")
+        lines = [f"{len(self.written):,} of {count:,} rows  {self.folder / ROWS}"]
+        for reason, found in (*self.reasons.items(), *lost.items()):
+            lines.append(f"  {found['count']:,} without: {reason} (first: {found['first']})")
+        return "\n".join(lines)
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         self.done.add(row["id"])

@@ -141,7 +141,7 @@ class RewardModel:
         asked = [self.ask_pair(item, order) for item, order in zip(items, shown, strict=True)]
         return [self.comparison(question, value) for question, value in zip(asked, self.read(asked), strict=True)]
 
-    # -- in three steps, for who collects questions of many callers: ask, read, and what the values mean -----------------
+    # -- in three steps, for callers who collect questions: ask, read, and what the values mean -----------------------
 
     def ask_reward(self, item: Answer) -> Question:
         """The question for the reward of (prompt, answer); without a prompt (None) the answer is a text or a
@@ -178,7 +178,7 @@ class RewardModel:
         """The comparison from what was read."""
         if not asked.sequences:
             return Comparison(math.nan, reason=asked.reason)
-        said = self._verdict(values, asked.order) if self.kind == "judge" else _difference(*values)
+        said = self._verdict(values, asked.order) if self.kind == "judge" else difference(*values)
         return dataclasses.replace(said, num_tokens=asked.num_tokens, shortened=asked.shortened)
 
     def _question(self, render: Callable[[Any], Sequence[Any]], prompt: str = "") -> Question:
@@ -252,7 +252,7 @@ class RewardModel:
         )
 
 
-def _difference(first: float, second: float) -> Comparison:
+def difference(first: float, second: float) -> Comparison:
     """A comparison by two rewards."""
     margin = float(first - second)
     score, log_score = float(statistics.sigmoid(margin)), float(statistics.log_sigmoid(margin))
