@@ -89,21 +89,28 @@ def summarise(records: Sequence[Record], benchmark: str, seed: int = 0) -> Itera
     """
     if benchmark == "judgebench":
         table = judgebench(records)
-        yield "judgebench_official", table["official"]["micro"]
-        yield "judgebench_averaged", table["averaged"]["micro"]
+        yield from _headline("judgebench_official", table["official"], "micro")
+        yield from _headline("judgebench_averaged", table["averaged"], "micro")
     elif benchmark == "rm_bench":
         table = rm_bench(records, seed)
-        yield "rm_bench_overall", table.get("overall")
+        yield from _headline("rm_bench_overall", table, "overall")
         yield "rm_bench_hard", table.get("hard")
     elif benchmark == "rewardbench":
         table = rewardbench.rewardbench(records)
-        yield "rewardbench_official", table["official"]["overall"]
-        yield "rewardbench_reasoning_unweighted", table["reasoning_unweighted"]["overall"]
+        yield from _headline("rewardbench_official", table["official"], "overall")
+        yield from _headline("rewardbench_reasoning_unweighted", table["reasoning_unweighted"], "overall")
     elif benchmark == "hhh":
         table = hhh(records, seed)
-        yield "hhh_mean", table["mean"]
+        yield from _headline("hhh_mean", table, "mean")
     if benchmark:
         yield benchmark, table
+
+
+def _headline(name: str, table: Record, key: str) -> Iterator[tuple[str, Any]]:
+    """A number of a table and its interval."""
+    yield name, table.get(key)
+    yield f"{name}_low", table.get("low")
+    yield f"{name}_high", table.get("high")
 
 
 # -- HHH-Alignment -----------------------------------------------------------------------------------------------------

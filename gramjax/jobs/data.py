@@ -46,12 +46,13 @@ def _parser() -> argparse.ArgumentParser:
     write.add_argument("source", metavar="SRC")
     write.add_argument("target", metavar="DST", help="a .jsonl file")
     write.add_argument("--overwrite", action="store_true", help="replace DST")
-    leak = actions.add_parser("contamination", help="training rows with a question of an evaluation", allow_abbrev=False)
+    leak = actions.add_parser("contamination", help="training rows with a question of an evaluation",
+                              allow_abbrev=False)  # fmt: skip
     leak.add_argument("--train", required=True, action="append", metavar="FILE", help="training rows; may be repeated")
     leak.add_argument("--eval", required=True, action="append", metavar="FILE", help="evaluation rows; may be repeated")
     leak.add_argument("--n", type=int, default=contamination.NGRAM, help="words in a run (default: %(default)s); "
                       "shorter prompts are compared whole")  # fmt: skip
-    leak.add_argument("--output", default="", metavar="FILTERED", help=".jsonl file to write the clean training rows to")
+    leak.add_argument("--output", default="", metavar="FILTERED", help=".jsonl file for the clean training rows")
     leak.add_argument("--overwrite", action="store_true", help="replace FILTERED")
     leak.add_argument("--json", action="store_true", help="print one JSON object")
     for action in (look, write):

@@ -2,20 +2,22 @@
 
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from gramjax.core import config as configs
-from gramjax.core import ensembles, flags, folder, judgements, runtime, spec
-from gramjax.core.errors import UserError
+from gramjax.core import ensembles, flags, folder, judgements, leaderboards, runtime, spec
+from gramjax.core.errors import GramjaxError, UserError
 from gramjax.data import readers
-from gramjax.training import evaluation, inheritance, sampling, setup
+from gramjax.training import evaluation, exports, inheritance, sampling, setup
 
 SHOWN = ("num_pairs", "accuracy", "accuracy_one_draw", "ties", "num_tied", "num_unreadable", "agreement",
          "swap_consistency", "order_correlation", "position_bias", "ece", "brier", "rm_bench_overall", "rm_bench_hard",
-         "judgebench_official", "judgebench_averaged")  # fmt: skip
+         "judgebench_official", "judgebench_averaged", "rewardbench_official", "rewardbench_reasoning_unweighted",
+         "hhh_mean", "rewardbench2_overall", "rewardbench2_ties")  # fmt: skip
 """The numbers that a person looks for first."""
 
 INSTRUCTION = "evals.rationale.judging.instruction"
@@ -47,6 +49,7 @@ def main(argv: list[str]) -> int:
         return 0
     for name, results in judge(config, arguments.overrides, workdir / "eval").items():
         show(name, results, workdir)
+        export(config, name, workdir)
     return 0
 
 
@@ -95,7 +98,9 @@ def judge_together(config: Any, overrides: dict[str, Any], workdir: Path) -> Non
         judgements.summarise(
             records, method.bins, method.bootstrap_samples, method.seed, method.length_edges, method.length_difference
         )
-    ) | {
+    )
+    results |= dict(leaderboards.summarise(records, leaderboards.benchmark_of(records), method.seed))
+    results |= {
         "members": list(paths),
         "combination": section.combination,
         "num_not_judged_by_all": missing,
@@ -104,6 +109,20 @@ def judge_together(config: Any, overrides: dict[str, Any], workdir: Path) -> Non
     if jax.process_index() == 0:
         evaluation.write_results(workdir / "eval", "preference", records, results)
     show("preference", results, workdir)
+    export(config, "preference", workdir)
+
+
+def export(config: Any, name: str, workdir: Path) -> None:
+    """Write the files for the leaderboard of the rows' benchmark, if they belong to one (see `gramjax leaderboard`)."""
+    rows = workdir / "eval" / f"{name}.rows.jsonl"
+    if jax.process_index() != 0 or not rows.is_file():
+        return
+    records = [json.loads(line) for line in rows.read_text("utf-8").split("\n") if line]
+    try:
+        for path in exports.write(workdir / "eval", folder.as_dict(config), records, name):
+            print(f"for the leaderboard  {path}")
+    except GramjaxError as error:  # the results stand already
+        print(f"gramjax: no files for the leaderboard: {error}", file=sys.stderr)
 
 
 def show(name: str, results: dict[str, Any], workdir: Path) -> None:
@@ -114,7 +133,14 @@ def show(name: str, results: dict[str, Any], workdir: Path) -> None:
         value = results.get(key)
         if value is not None:
             interval = ""
-            if key == "accuracy" and results.get("accuracy_low") is not None:
-                interval = f"  (95% interval {results['accuracy_low']:.3f} to {results['accuracy_high']:.3f})"
-            print(f"{key:<21}{value:.4g}{interval}" if isinstance(value, float) else f"{key:<21}{value}{interval}")
+            if results.get(f"{key}_low") is not None:
+                interval = f"  (95% interval {results[f'{key}_low']:.3f} to {results[f'{key}_high']:.3f})"
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            print(f"{key:<20} {shown}{interval}")
+    for benchmark in (*leaderboards.NEEDS, "rewardbench2"):
+        if missing := (results.get(benchmark) or {}).get("missing"):
+            print(f"no overall score of {benchmark}: no rows of {', '.join(missing)}")
+    for judge, facts in (results.get("trivial_judges") or {}).items():
+        interval = f"(95% interval {facts['low']:.3f} to {facts['high']:.3f})"
+        print(f"{f'  {judge} alone':<20} {facts['accuracy']:.4g}  {interval}")
     print(f"results  {workdir / 'eval' / f'{name}.json'}")
