@@ -308,6 +308,8 @@ def _add_proxies(lists: Iterable[_List], judge: RewardModel, config: Config) -> 
                 item.proxies[i] = item.rewards[i]
             elif item.responses[i] == item.reference:
                 item.proxies[i] = 0.5
+            elif not item.has_reference and (0, i) in item.known:
+                item.proxies[i] = 1 - item.known[0, i]
             elif i not in item.proxies:
                 item.proxies[i] = np.nan
                 open_pairs.append((item, i))

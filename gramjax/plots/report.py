@@ -13,7 +13,7 @@ from typing import Any
 
 from gramjax.core import statistics
 from gramjax.core.errors import UserError
-from gramjax.plots import files, preference, rounds, rounds_page, training
+from gramjax.plots import adaptation, best_of_n, files, preference, rounds, rounds_page, training
 from gramjax.plots.files import RunFiles
 from gramjax.plots.page import STYLE, card, e, link, percent, picture, table
 from gramjax.plots.style import Drawn
@@ -55,6 +55,7 @@ def draw(run: RunFiles, second: RunFiles | None = None, folder: Path | None = No
             drawn.append(rounds.overlay(run.rounds, second.rounds, folder, two_names(run, second)))
     if run.rounds is not None:
         drawn += rounds.draw_all(run.rounds, folder)
+    drawn += adaptation.draw_all(run.rounds, folder) + best_of_n.draw_all(run.evals, folder)
     for name, rows in run.rows.items():
         if rows and "probability" in rows[0]:
             target = folder if name == "preference" else folder / name
@@ -103,6 +104,7 @@ def render(run: RunFiles, drawn: Sequence[Drawn], second: RunFiles | None, missi
         parts.append(f'<h2>Figures</h2><div class="figures">{pictures}</div>')
     if run.rounds is not None:
         parts.append(rounds_page.sections(run.rounds))
+    parts += [adaptation.sections(run.rounds), best_of_n.sections(run.evals)]
     parts += [training_table(run), evaluation(run), data(run), environment(run), where(run, beside)]
     body = "\n".join(part for part in parts if part)
     return (

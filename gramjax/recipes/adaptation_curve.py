@@ -244,9 +244,13 @@ def _areas(points: Sequence[dict[str, Any]], own: Config) -> dict[str, Any]:
 
 
 def area(budgets: Sequence[int], accuracies: Sequence[float], scale: str = "log") -> float:
-    """Area under a curve by trapezoids over log(1 + N) or N, divided by the width: a mean accuracy."""
-    places = [math.log1p(budget) if scale == "log" else float(budget) for budget in budgets]
-    parts = [
-        (places[i + 1] - places[i]) * (accuracies[i] + accuracies[i + 1]) / 2 for i in range(len(places) - 1)
-    ]  # fmt: skip
-    return sum(parts) / (places[-1] - places[0])
+    """Area under a curve by trapezoids, divided by its width: a mean accuracy.
+
+    The axis is N (`linear`) or log(1 + N / N1) with N1 the smallest budget above 0 (`log`), which gives each doubling
+    about the same room and the labels before N1 no more than that.
+    """
+    unit = min(budget for budget in budgets if budget)
+    places = [math.log1p(budget / unit) if scale == "log" else float(budget) for budget in budgets]
+    widths = [after - before for before, after in zip(places, places[1:])]
+    heights = [(before + after) / 2 for before, after in zip(accuracies, accuracies[1:])]
+    return sum(w * h for w, h in zip(widths, heights, strict=True)) / sum(widths)
