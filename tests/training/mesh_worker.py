@@ -17,19 +17,17 @@ from gramjax.training import optimizer, setup
 from gramjax.training.step import make_step
 
 
-def losses(objective: str, mesh: jax.sharding.Mesh) -> dict:
-    module, settings, make_batch = cases.OBJECTIVES[objective]
+def losses(objective: str, mesh: jax.sharding.Mesh, rank: int = 0) -> dict:
+    make_batch = cases.OBJECTIVES[objective][2]
     arch = decoder.Config(
         vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=8,
-        heads=("tokens", "score"),
+        heads=("tokens", "score"), lora=config.LoraSection(rank=rank),
     )  # fmt: skip
     handle = model.build("decoder", arch, mesh, "float32", remat="full")
-    labels = tree.labels(list(tree.flatten(handle.specs(), is_leaf=spec.is_spec)), cases.ALL)
+    labels = setup.trained(list(tree.flatten(handle.specs(), is_leaf=spec.is_spec)), cases.ALL, None)
     optim = config.OptimSection(lr=1e-2, warmup_ratio=0.0, eps=1e-4)
     tx = optimizer.build(optim, labels, 10)
-    step = make_step(
-        handle, lambda m, w, b: module.loss(m, w, b, settings), tx, labels, optimizer.schedule(optim, 10), 2
-    )
+    step = make_step(handle, cases.loss_of(objective), tx, labels, optimizer.schedule(optim, 10), 2)
     abstract = setup.abstract_state(handle, labels, tx, mesh)
     places = jax.tree.map(lambda x: x.sharding, abstract)
     draw = jax.jit(lambda key: spec.init_params(handle.specs(), key), out_shardings=places["params"])
@@ -39,12 +37,14 @@ def losses(objective: str, mesh: jax.sharding.Mesh) -> dict:
         "opt_state": jax.jit(tx.init, out_shardings=places["opt_state"])(params),
         "step": jax.device_put(np.int32(0), places["step"]),
     }
-    jitted = jax.jit(step, donate_argnums=0, in_shardings=(places, None), out_shardings=(places, None))
+    reference = cases.second(objective, lambda seed: draw(jax.random.key(seed)))
+    in_shardings = (places, None, None)[: 2 + len(reference)]
+    jitted = jax.jit(step, donate_argnums=0, in_shardings=in_shardings, out_shardings=(places, None))
     rows = sharding.batch_sharding(mesh)
     found = []
     for seed in range(3):
         batch = {name: jax.device_put(x, rows) for name, x in make_batch(16, seed).items()}
-        state, metrics = jitted(state, batch)
+        state, metrics = jitted(state, batch, *reference)
         found.append(float(metrics["loss"][0] / metrics["loss"][1]))
     spread = state["params"]["layers"]["000"]["mlp"]["up"].sharding.shard_shape((16, 24))
     total = sum(float(np.abs(np.asarray(x)).sum()) for x in jax.tree.leaves(state["params"]))
@@ -54,4 +54,5 @@ def losses(objective: str, mesh: jax.sharding.Mesh) -> dict:
 if __name__ == "__main__":
     sizes = [int(x) for x in sys.argv[1:4]]
     mesh = sharding.make_mesh(config.MeshSection(*sizes))
-    print(json.dumps({name: losses(name, mesh) for name in cases.OBJECTIVES}))
+    found = {name: losses(name, mesh) for name in cases.OBJECTIVES}
+    print(json.dumps(found | {"adapters": losses("cross_entropy", mesh, rank=4)}))
