@@ -17,7 +17,8 @@ from gramjax.training import evaluation, exports, inheritance, sampling, setup
 SHOWN = ("num_pairs", "accuracy", "accuracy_one_draw", "ties", "num_tied", "num_unreadable", "agreement",
          "swap_consistency", "order_correlation", "position_bias", "ece", "brier", "rm_bench_overall", "rm_bench_hard",
          "judgebench_official", "judgebench_averaged", "rewardbench_official", "rewardbench_reasoning_unweighted",
-         "hhh_mean", "rewardbench2_overall", "rewardbench2_ties")  # fmt: skip
+         "hhh_mean", "rewardbench2_overall", "rewardbench2_ties",
+         "num_lists", "selector", "n", "proxy", "oracle", "oracle_share", "num_sequences")  # fmt: skip
 """The numbers that a person looks for first."""
 
 INSTRUCTION = "evals.rationale.judging.instruction"

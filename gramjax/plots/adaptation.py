@@ -43,8 +43,8 @@ def sections(state: Mapping[str, Any] | None) -> str:
             f"minus {found[0]['name']}, points")  # fmt: skip
     out = f"<h2>Adaptation</h2>{table(head, rows)}"
     if areas:
-        head = ("start", "over log(1 + N / N1)", "sd over seeds", "over N", "sd over seeds", "seeds")
-        out += f"<h3>Area under the curve, as a mean accuracy</h3>{table(head, areas)}"
+        heads = ("start", "over log(1 + N / N1)", "sd over seeds", "over N", "sd over seeds", "seeds")
+        out += f"<h3>Area under the curve, as a mean accuracy</h3>{table(heads, areas)}"
     return out
 
 

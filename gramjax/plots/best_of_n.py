@@ -71,6 +71,6 @@ def _draw(axes: Any, found: Sequence[Mapping[str, Any]], gold: bool) -> None:
     if gold:
         last = panels[1]
         for name, line, label in (("oracle_best", (0, (4, 3)), "best of them"), ("oracle_mean", (0, (1, 2)), "random")):
-            known = [(point["kl"], point[name]) for point in found if point.get(name) is not None]
-            last.plot(*zip(*known), color=style.MUTED, linestyle=line, linewidth=1.2, label=label) if known else None
+            drawn = [(point["kl"], point[name]) for point in found if point.get(name) is not None]
+            last.plot(*zip(*drawn), color=style.MUTED, linestyle=line, linewidth=1.2, label=label) if drawn else None
         last.legend(loc="best")
