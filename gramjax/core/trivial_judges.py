@@ -6,7 +6,9 @@ Each one gives a judged pair another verdict, as a scalar reward would: the rule
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gramjax.core import leaderboards, statistics
+import numpy as np
+
+from gramjax.core import leaderboards, rewardbench2, statistics
 
 Record = Mapping[str, Any]
 
@@ -53,3 +55,29 @@ def summarise(records: Sequence[Record], seed: int = 0) -> dict[str, dict[str, A
             "ties": sum(pair["tie"] for pair in pairs),
         } | {key: value for key, value in found if not isinstance(value, dict)}
     return out
+
+
+def summarise_lists(records: Sequence[Record], seed: int = 0) -> dict[str, dict[str, Any]]:
+    """The same judges on scored lists (`core.rewardbench2`, with the `lengths` of the answers)."""
+    out = {}
+    for name in NAMES:
+        lists = [{**record, "scores": _scores(record, name)} for record in records]
+        values = [rewardbench2.best_of(record["scores"]) for record in lists if not rewardbench2.is_ties(record)]
+        low, high = statistics.wilson(sum(values), len(values))
+        table = rewardbench2.rewardbench2(lists, seed)
+        out[name] = {
+            "accuracy": sum(values) / len(values) if values else None,
+            "low": low,
+            "high": high,
+            "num_lists": len(values),
+            "rewardbench2_overall": table["overall"],
+            "rewardbench2_ties": table["subsets"].get(rewardbench2.TIES, {}).get("score"),
+        }
+    return out
+
+
+def _scores(record: Record, name: str) -> list[float]:
+    if name == RANDOM:
+        generator = np.random.default_rng([ord(letter) for letter in str(record["id"])])
+        return generator.random(len(record["lengths"])).tolist()
+    return [(-1 if name == SHORTER else 1) * float(length) for length in record["lengths"]]
