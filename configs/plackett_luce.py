@@ -5,7 +5,7 @@ gramjax train --config=plackett_luce --workdir=runs/pl --config.model.path=MODEL
 
 Rows: `prompt`, `responses` (two answers or more) and `ranking` (their indices, best first) or `scores` (equal: tied);
 preference pairs are lists of two. Longer lists than config.objective.max_responses are thinned.
-Hardware: 8 accelerators with 80 GB for an 8B model. Expected: the accuracy of `bradley_terry` on all pairs of the lists.
+Hardware: 8 accelerators with 80 GB for an 8B model. Expected: the accuracy of `bradley_terry` trained on all pairs.
 """
 
 from ml_collections import ConfigDict

@@ -9,6 +9,9 @@ over the two candidates is a Bradley-Terry loss with a linear penalty on the mar
 
 The minimum lies at the finite margin d* = log((1 - eps) / eps). Over the whole vocabulary a format term is added
 (equation 3): L - log m, with m the probability of the two verdicts together.
+
+With `dpo_beta` the judge is trained by DPO between the right verdict and the wrong one: the vocabulary's normaliser
+cancels in log pi(right) - log pi(wrong), so d is replaced by dpo_beta (d - d_reference).
 """
 
 import dataclasses
@@ -17,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gramjax.core.checks import at_least_zero
 from gramjax.core.errors import UserError
 from gramjax.data.text import example
 from gramjax.models import heads
@@ -38,6 +42,8 @@ class Config:
     verdicts, as training frameworks do, so that eps = alpha / 2 (the released 0.1 is eps = 0.05)."""
     label_space: str = "candidates"
     """Softmax over the two verdicts (`candidates`) or over the vocabulary (`full`)."""
+    dpo_beta: float = 0.0
+    """Above 0: DPO between the verdicts, with this beta, against the reference model (stage `finetune`)."""
     verdict_ids: tuple[int, int] = (-1, -1)
     """Token ids of the two verdicts; -1: resolved from the tokenizer when the run is built."""
 
@@ -53,6 +59,9 @@ def resolve(config: Config, renderer: Any) -> Config:
             raise UserError(f"config.objective.{name}={getattr(config, name)!r} is not one of {', '.join(known)}")
     if not 0 <= flip_probability(config) < 0.5:
         raise UserError(f"config.objective.label_smoothing={config.label_smoothing} must give eps in [0, 0.5)")
+    at_least_zero(config, "objective", "dpo_beta")
+    if config.dpo_beta and (config.stage, config.label_space) != ("finetune", "candidates"):
+        raise UserError("config.objective.dpo_beta is for stage=finetune and label_space=candidates")
     if config.stage == "pretrain":
         return config
     return dataclasses.replace(config, verdict_ids=tuple(renderer.verdict_ids))
@@ -61,6 +70,11 @@ def resolve(config: Config, renderer: Any) -> Config:
 def row_types(config: Config) -> tuple[str, ...]:
     """The row types of the stage, the one to prefer first: labels are not looked at in `pretrain`."""
     return ROW_TYPES[::-1] if config.stage == "pretrain" else ROW_TYPES[:1]
+
+
+def needs_reference(config: Config) -> bool:
+    """Whether `loss` wants the weights of a reference model."""
+    return config.dpo_beta > 0
 
 
 def flip_probability(config: Config) -> float:
@@ -93,7 +107,12 @@ def loss(model: Any, weights: Any, batch: dict[str, jax.Array], config: Config, 
     logits_BN2 = heads.verdict_logits(weights, read_BND, config.verdict_ids)
     sign = 1 - 2 * batch["verdict"].astype(jnp.float32)
     margins = sign * (logits_BN2[..., 0] - logits_BN2[..., 1])
-    losses = verdict_loss(margins, flip_probability(config))
+    compared = margins
+    if needs_reference(config):
+        states_BND = heads.take_positions(model.forward(reference, batch).hidden, batch["ends"])
+        others_BN2 = jax.lax.stop_gradient(heads.verdict_logits(reference, states_BND, config.verdict_ids))
+        compared = config.dpo_beta * (margins - sign * (others_BN2[..., 0] - others_BN2[..., 1]))
+    losses = verdict_loss(compared, flip_probability(config))
     if config.label_space == "full":
         losses -= jax.nn.logsumexp(logits_BN2, axis=-1) - jax.nn.logsumexp(heads.logits(weights, read_BND), axis=-1)
     mask = batch["example_mask"]

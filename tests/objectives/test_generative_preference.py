@@ -165,3 +165,23 @@ def test_masked_examples_count_for_nothing():
 def test_settings_out_of_range_are_refused_by_name(settings, word):
     with pytest.raises(UserError, match=word):
         gram.resolve(gram.Config(**settings), types.SimpleNamespace(verdict_ids=IDS))
+
+
+def test_dpo_between_the_verdicts_is_dpo_on_their_log_probabilities():
+    """From the log-softmax over the whole vocabulary, whose normaliser must cancel; log 2 where both models agree."""
+    policy, other = 3 * jax.random.normal(jax.random.key(3), (2, 6, VOCAB))
+    verdict = np.arange(6) % 2
+    batch = {
+        "ends": jnp.zeros((6, 1), jnp.int32), "verdict": jnp.asarray(verdict)[:, None], "example_mask": jnp.ones((6, 1))
+    }  # fmt: skip
+    config = gram.resolve(gram.Config(dpo_beta=0.3, label_smoothing=0.0), types.SimpleNamespace(verdict_ids=IDS))
+    weights = [{"hidden": logits[:, None, :], "embed": jnp.eye(VOCAB)} for logits in (policy, other)]
+    (total, count), _ = gram.loss(FreeLogits(), weights[0], batch, config, weights[1])
+    logp, logref = jax.nn.log_softmax(policy), jax.nn.log_softmax(other)
+    ratio = np.asarray(logp - logref)
+    right, wrong = (np.array([ratio[i, IDS[v ^ flip]] for i, v in enumerate(verdict)]) for flip in (0, 1))
+    np.testing.assert_allclose(total / count, np.mean(np.log1p(np.exp(-0.3 * (right - wrong)))), rtol=1e-5)
+    (same, _), _ = gram.loss(FreeLogits(), weights[0], batch, config, weights[0])
+    np.testing.assert_allclose(same / count, np.log(2), rtol=1e-6)
+    with pytest.raises(UserError, match="dpo_beta"):
+        gram.resolve(gram.Config(dpo_beta=0.3, stage="pretrain"), None)

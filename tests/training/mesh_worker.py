@@ -1,7 +1,7 @@
 """Three training steps of every objective on a mesh of simulated devices; prints losses and a checksum as JSON.
 
 Run as a process of its own, because the number of devices is fixed when JAX starts:
-python mesh_worker.py DATA FSDP TENSOR
+python mesh_worker.py DATA FSDP TENSOR [OBJECTIVE ...]
 """
 
 import json
@@ -54,5 +54,5 @@ def losses(objective: str, mesh: jax.sharding.Mesh, rank: int = 0) -> dict:
 if __name__ == "__main__":
     sizes = [int(x) for x in sys.argv[1:4]]
     mesh = sharding.make_mesh(config.MeshSection(*sizes))
-    found = {name: losses(name, mesh) for name in cases.OBJECTIVES}
+    found = {name: losses(name, mesh) for name in sys.argv[4:] or cases.OBJECTIVES}
     print(json.dumps(found | {"adapters": losses("cross_entropy", mesh, rank=4)}))

@@ -1,7 +1,5 @@
 """The training step: accumulation, freezing, clipping, donation. One tiny model, few compilations."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +10,9 @@ from gramjax.core import spec, tree
 from gramjax.core.config import OptimSection
 from gramjax.core.errors import UserError
 from gramjax.models import decoder, model
-from gramjax.objectives import bradley_terry, cross_entropy
+from gramjax.objectives import bradley_terry, cross_entropy, dpo, grm, plackett_luce
 from gramjax.objectives import generative_preference as gram
-from gramjax.training import optimizer
+from gramjax.training import optimizer, setup
 from gramjax.training.step import make_step
 
 VOCAB, T = 29, 12
@@ -73,21 +71,57 @@ def verdict_batch(rows=8, seed=0):
     }
 
 
+def answers_batch(rows=8, seed=0):
+    """Pairs whose answers are scored, besides what `pair_batch` has."""
+    batch = pair_batch(rows, seed)
+    scored = (np.arange(T) > 2) & (np.arange(T) < batch["ends"])
+    return batch | {"labels": np.roll(batch["tokens"], -1, 2), "loss_mask": scored.astype(np.float32)}
+
+
+def list_batch(rows=8, seed=0):
+    """Lists of three answers, some without the third, some with two that are tied."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, VOCAB, (rows, 3, T)).astype(np.int32)
+    return {
+        "tokens": tokens,
+        "segment_ids": np.ones_like(tokens),
+        "positions": np.tile(np.arange(T, dtype=np.int32), (rows, 3, 1)),
+        "ends": rng.integers(3, T, (rows, 3, 1)).astype(np.int32),
+        "count": (2 + np.arange(rows) % 2)[:, None].astype(np.int32),
+        "ties": (4 * (np.arange(rows) % 4 == 3))[:, None].astype(np.int32),
+        "example_mask": (np.arange(rows) < rows - 3).astype(np.float32)[:, None],
+    }
+
+
 OBJECTIVES = {
     "cross_entropy": (cross_entropy, cross_entropy.Config(), lm_batch),
     "bradley_terry": (bradley_terry, bradley_terry.Config(), pair_batch),
     "verdict": (gram, gram.Config(verdict_ids=(3, 5)), verdict_batch),
+    "grm": (grm, grm.Config(regularization="dpo", alpha=0.5, train_lm_head=True), answers_batch),
+    "dpo": (dpo, dpo.Config(beta=0.5), answers_batch),
+    "plackett_luce": (plackett_luce, plackett_luce.Config(), list_batch),
 }
 
 
+def loss_of(objective):
+    """The loss of one of `OBJECTIVES` as the step wants it."""
+    module, config, _ = OBJECTIVES[objective]
+    return lambda m, w, b, reference=None: module.loss(m, w, b, config, reference)
+
+
+def second(objective, draw):
+    """The arguments of a step beside state and batch: the reference, made by `draw(seed)`, where there is one."""
+    module, config, _ = OBJECTIVES[objective]
+    return (draw(1),) if setup.needs_reference(module, config) else ()
+
+
 def build(params, objective="cross_entropy", trainable=ALL, accum=1, optim=None, remat="full"):
-    module, config, make_batch = OBJECTIVES[objective]
+    make_batch = OBJECTIVES[objective][2]
     handle = model.build("decoder", ARCH, compute_dtype="float32", remat=remat)
     labels = tree.labels(list(tree.flatten(params)), trainable)
     optim = optim or OptimSection(lr=1e-2, warmup_ratio=0.0, schedule="constant")
     tx = optimizer.build(optim, labels, 10)
-    loss = functools.partial(lambda m, w, b, c: module.loss(m, w, b, c), c=config)
-    step = make_step(handle, lambda m, w, b: loss(m, w, b), tx, labels, optimizer.schedule(optim, 10), accum)
+    step = make_step(handle, loss_of(objective), tx, labels, optimizer.schedule(optim, 10), accum)
     state = {"params": params, "opt_state": tx.init(params), "step": jnp.zeros((), jnp.int32)}
     return step, state, make_batch()
 
@@ -103,8 +137,9 @@ def test_accumulation_equals_one_large_batch(params, objective):
     optim = OptimSection(lr=1e-2, warmup_ratio=0.0, eps=1e-3)  # or Adam would blow up the rounding of tiny gradients
     whole, state, batch = build(params, objective, optim=optim)
     parts, _, _ = build(params, objective, accum=4, optim=optim)
-    want, want_metrics = jax.jit(whole)(state, batch)
-    got, metrics = jax.jit(parts)(state, batch)
+    reference = second(objective, lambda seed: spec.init_params(decoder.specs(ARCH), jax.random.key(seed)))
+    want, want_metrics = jax.jit(whole)(state, batch, *reference)
+    got, metrics = jax.jit(parts)(state, batch, *reference)
     assert_trees_close(got["params"], want["params"], 1e-6)
     for name, (total, weight) in want_metrics.items():
         np.testing.assert_allclose(metrics[name][0], total, rtol=1e-4, atol=1e-5, err_msg=name)
