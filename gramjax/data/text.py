@@ -242,6 +242,16 @@ class Renderer:
         """Plain text with EOS, everything scored."""
         return check_mask(*self._rendered(self._end([Segment(text, content=True, scored=True, part="prompt")])))
 
+    def markup(self, text: str) -> tuple[list[int], list[float]]:
+        """Text that a chat template wrote already: special tokens in it are recognised. It ends with EOS, once."""
+        tokenizer = self.tokenizer
+        bos, eos = (tokenizer.text_of(token) for token in (tokenizer.bos_id, tokenizer.eos_id))
+        if tokenizer.adds_bos and not tokenizer.chat_template:
+            text = text.removeprefix(bos)
+        if eos:
+            text = text.removesuffix(eos)
+        return check_mask(*self._rendered(self._end([Segment(text, scored=True)])))
+
     def example(self, row: Mapping[str, Any]) -> Example:
         """The Example of a language-modelling or prompt-completion row. Raises Drop, or DataError for another type."""
         extra = row.get("chat_template_kwargs") or {}

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,11 +114,12 @@ def score(
         asked = [ask(model, row, row_type, known) for row in part]
         values = iter(model.read([question for one in asked if not isinstance(one, str) for question in one]))
         for row, one in zip(part, asked, strict=True):
-            reason, columns = one, {}
-            if not isinstance(one, str):
-                reason, columns = answer(model, one, [next(values) for _ in one], row_type)
+            if isinstance(one, str):
+                log.refuse(row, one)
+                continue
+            reason, columns = answer(model, one, [next(values) for _ in one], row_type)
             if reason:
-                log.refuse(row, str(reason))
+                log.refuse(row, reason)
             else:
                 log.add({name: value for name, value in row.items() if (name, value) != ("margin", None)} | columns)
         done = min(start + chunk, len(left))
@@ -145,9 +146,7 @@ def ask(model: "RewardModel", row: Row, row_type: str, known: References | None)
             return "a judge needs the prompt beside the answer"
         with_prompt = {**row, "prompt": prompt}
         return [model.ask_pair((prompt, one, references.same_form(one, known.of_row(with_prompt)))) for one in given]
-    except Drop as drop:
-        return str(drop)
-    except DataError as error:
+    except (Drop, DataError) as error:
         return str(error)
 
 
@@ -164,7 +163,7 @@ def alone(row: Row) -> tuple[Any, Any]:
 
 def answer(
     model: "RewardModel", asked: "list[Question]", values: Sequence[Any], row_type: str
-) -> tuple[str, Mapping[str, Any]]:
+) -> tuple[str, Row]:
     """(why there is no score, the columns of a row)."""
     if reason := next((question.reason for question in asked if not question.sequences), ""):
         return reason, {}

@@ -143,9 +143,10 @@ class RewardModel:
 
     # -- in three steps, for callers who collect questions: ask, read, and what the values mean -----------------------
 
-    def ask_reward(self, item: Answer) -> Question:
+    def ask_reward(self, item: Answer, markup: bool = False) -> Question:
         """The question for the reward of (prompt, answer); without a prompt (None) the answer is a text or a
-        conversation that holds both. Raises UserError for a judge."""
+        conversation that holds both, with `markup` one that a chat template wrote. Raises UserError for a judge, and
+        for an implicit reward of a text whose prompt nobody knows."""
         if self.kind == "judge":
             raise UserError(
                 "this model judges pairs: it has no score for one answer alone; give a reference answer to compare with"
@@ -154,7 +155,9 @@ class RewardModel:
         if prompt is not None:
             return self._question(lambda renderer: [renderer.completion(prompt, answer)], repr(prompt))
         if isinstance(answer, str):
-            return self._question(lambda renderer: [renderer.text(answer)])
+            if self.kind == "implicit":
+                raise UserError("an implicit reward is that of an answer to a prompt: give the two apart")
+            return self._question(lambda renderer: [(renderer.markup if markup else renderer.text)(answer)])
         return self._question(lambda renderer: [renderer.completion(answer[:-1], answer[-1:])], repr(answer[:-1]))
 
     def ask_pair(self, item: tuple[Text, Text, Text], order: str = "both") -> Question:

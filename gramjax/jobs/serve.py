@@ -1,0 +1,110 @@
+"""Serve a reward model over HTTP, with the routes that trainers already speak."""
+
+import importlib.util
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gramjax.core import config as configs
+from gramjax.core import flags, runtime
+from gramjax.core.config import ServeSection
+from gramjax.core.errors import UserError
+
+if TYPE_CHECKING:  # JAX is imported by the functions that need it: the help answers at once
+    from gramjax.scoring.reading import Layout
+    from gramjax.serving.service import Service
+
+NEEDS = ("fastapi", "uvicorn")
+SHORTEST = 32
+"""The smallest of the lengths that texts are padded to."""
+
+
+def main(argv: list[str]) -> int:
+    """`gramjax serve --config=serve --config.model.path=RUN_OR_HF_DIR [--config.serve.port=8000]`."""
+    arguments = flags.parse(argv, "serve", workdir_needed=False)
+    config = arguments.config
+    if config.job != "serve":
+        raise UserError(f"config {arguments.config_name!r} is for gramjax {config.job}, not for serve")
+    if not config.model.path:
+        raise UserError("give --config.model.path=RUN_OR_HF_DIR, the model that scores")
+    if config.model.random_weights:
+        raise UserError("config.model.random_weights: weights that were never trained have no scores to give")
+    if arguments.workdir:
+        raise UserError("--workdir: serve writes nothing")
+    if arguments.distributed:
+        raise UserError("--distributed: serve runs in one process (on all devices of its host)")
+    if lacking := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
+        raise UserError(f"serve needs {lacking[0]}: pip install 'gramjax[serve]'")
+    section = configs.section(config.serve, ServeSection, "serve")
+    from gramjax.serving import application, listening
+
+    token = listening.read_token(section.token_file)
+    listening.check_reach(section.host, token, section.open)
+    bound = None if arguments.dry_run else listening.bind(section.host, section.port)
+    runtime.start()
+    began = time.monotonic()
+    found = open_service(config, section, arguments.overrides)
+    if bound is None:
+        print(describe(found))
+        found.batcher.close()
+        return 0
+    programs = found.model.warm_up()
+    print(f"gramjax: {describe(found)}, {programs} programs, ready after {time.monotonic() - began:.1f} s",
+          file=sys.stderr, flush=True)  # fmt: skip
+    app = application.make(found, token, section.max_bytes)
+    where = listening.url(bound)
+    listening.run(app, bound, section.stop_seconds, lambda: print(f"serving {found.name} on {where}", flush=True))
+    print("gramjax: stopped", file=sys.stderr)
+    return 0
+
+
+def open_service(config: Any, section: ServeSection, overrides: dict[str, Any]) -> "Service":
+    """The model behind a queue. Raises UserError for settings that do not fit it."""
+    from gramjax.scoring import references
+    from gramjax.scoring.reward_model import Settings
+    from gramjax.serving.batching import Batcher
+    from gramjax.serving.service import Service
+    from gramjax.training import inheritance, scoring
+
+    inheritance.inherit(config, overrides)
+    known = references.open_references(section.reference, "serve.reference") if section.reference else None
+    if known is not None and known.column:
+        raise UserError(f"config.serve.reference: no file {section.reference!r}")
+    if section.queue < 2 * section.max_items:
+        raise UserError(f"config.serve.queue={section.queue} has no room for two sequences of each of "
+                        f"config.serve.max_items={section.max_items} texts of a request")  # fmt: skip
+    settings = Settings(section.method, section.agg, section.label_space, section.beta, section.overlong)
+    model = scoring.open_reward_model(config, settings, layout_of(section, config.data.max_length))
+    if known is not None and model.kind != "judge":
+        raise UserError("config.serve.reference is given, but the model scores an answer by itself: leave it out")
+    if section.special_tokens and model.kind != "score":
+        raise UserError(f"config.serve.special_tokens: a reward by {model.kind} needs the prompt apart from the answer")
+    path = str(config.model.path)
+    batcher = Batcher(model.read, section.batch_size, section.max_wait_ms / 1000, section.queue)
+    name = section.name or Path(path).resolve().name
+    return Service(model, batcher, name, path, known, section.max_items, section.special_tokens)
+
+
+def layout_of(section: ServeSection, max_length: int) -> "Layout":
+    """The shapes of `config.serve`: every length with every number of rows."""
+    from gramjax.scoring.reading import MOST, Layout
+
+    lengths, sizes = section.buckets, section.sizes
+    if not lengths:
+        lengths = (*(1 << power for power in range(SHORTEST.bit_length() - 1, max_length.bit_length())
+                     if 1 << power < max_length), max_length)  # fmt: skip
+    if not sizes:
+        sizes = (*(4**power for power in range(16) if 4**power < section.batch_size), section.batch_size)
+    if min(*lengths, *sizes) < 1 or max(lengths) < max_length:
+        raise UserError(f"config.serve: buckets {lengths} and sizes {sizes} must be positive, and the longest bucket "
+                        f"at least config.data.max_length={max_length}")  # fmt: skip
+    return Layout(section.batch_size, tuple(sorted(set(lengths))), section.share, tuple(sorted(set(sizes))),
+                  MOST if section.share else 1)  # fmt: skip
+
+
+def describe(found: "Service") -> str:
+    """The model in a few words."""
+    layout = found.model.layout
+    return (f"{found.name} ({found.model.kind}), texts of up to {found.max_length:,} tokens, lengths {layout.buckets}, "
+            f"rows {layout.sizes}")  # fmt: skip

@@ -1,0 +1,234 @@
+"""From requests to numbers: texts become questions for the model, what is read becomes rewards and comparisons.
+
+Nothing here knows HTTP beyond the status of a refusal. A judge of pairs never gives a number to an answer alone: it
+compares with a reference that the request brings or the server was started with, or the request is refused.
+"""
+
+import asyncio
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from starlette.concurrency import run_in_threadpool
+
+from gramjax.core import ranking, statistics
+from gramjax.core.errors import DataError, UserError
+from gramjax.data.rows import Drop, Text
+from gramjax.scoring import references
+from gramjax.scoring.references import References
+from gramjax.scoring.reward_model import Comparison, Question, RewardModel
+from gramjax.serving.batching import Batcher, Closed, Full
+from gramjax.serving.guard import Refused
+
+NO_REFERENCE = ("this model judges pairs: it has no score for one answer alone. Give 'reference' in the request, or "
+                "start the server with --config.serve.reference=FILE")  # fmt: skip
+NO_PROMPT = ("this model needs the prompt apart from the answer: give {\"prompt\": …, \"response\": …} in 'input', or "
+             "'prompts' beside 'query'")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """Something to be scored; without a prompt the answer holds it."""
+
+    prompt: Text | None
+    answer: Text
+    reference: Text | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Scores in the order of the items, and the tokens that were read."""
+
+    scores: list[float]
+    num_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """What `/v1/compare` says."""
+
+    method: str
+    order: list[int]
+    scores: list[float | None]
+    pairs: list[tuple[int, int, Comparison]]
+    judge_calls: int
+    num_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Service:
+    """A reward model behind a queue."""
+
+    model: RewardModel
+    batcher: Batcher
+    name: str
+    path: str = ""
+    references: References | None = None
+    max_items: int = 256
+    special_tokens: bool = False
+
+    @property
+    def max_length(self) -> int:
+        """Longest text, in tokens."""
+        return self.model.renderer.section.max_length
+
+    @property
+    def judges(self) -> bool:
+        """Whether the model can only compare."""
+        return self.model.kind == "judge"
+
+    def check_name(self, given: str | None) -> None:
+        """Raise Refused for a request to another model."""
+        if given is not None and given not in (self.name, self.path):
+            raise Refused(404, f"there is no model {given[:100]!r} here, only {self.name!r}", "model")
+
+    def check_count(self, count: int, what: str) -> None:
+        """Raise Refused for more texts than a request may have."""
+        if count > self.max_items:
+            raise Refused(413, f"{count} texts are more than a request may have ({self.max_items}); split it", what)
+
+    async def score(self, items: Sequence[Item], most: int = 0) -> Scored:
+        """The score of every item: its reward, or a judge's probability that it beats its reference.
+
+        `most` is a limit of tokens for this request. Raises Refused with the first item that has no score.
+        """
+        asked = await run_in_threadpool(lambda: [self.ask(item, n, most) for n, item in enumerate(items)])
+        values = await self.read(asked)
+        if self.judges:
+            found = [self.model.comparison(q, value).score for q, value in zip(asked, values, strict=True)]
+        else:
+            found = [self.model.reward(q, value).value for q, value in zip(asked, values, strict=True)]
+        return Scored([finite(score) for score in found], count_tokens(asked))
+
+    def ask(self, item: Item, number: int, most: int = 0) -> Question:
+        """The question about an item. Raises Refused."""
+        if not self.judges:
+            alone = item.prompt is None and isinstance(item.answer, str)
+            if alone and self.model.kind == "implicit":
+                raise Refused(400, NO_PROMPT, f"input {number}")
+            markup = alone and self.special_tokens
+            return self.rendered(lambda: self.model.ask_reward((item.prompt, item.answer), markup), number, most)
+        if item.prompt is None:
+            if isinstance(item.answer, str):
+                raise Refused(400, NO_PROMPT, f"input {number}")
+            item = dataclasses.replace(item, prompt=item.answer[:-1], answer=item.answer[-1:])
+        prompt, answer, reference = item.prompt, item.answer, item.reference
+        if prompt is None or (reference is None and self.references is None):
+            raise Refused(400, NO_REFERENCE, "reference")
+        try:
+            if reference is None and self.references is not None:
+                reference = self.references.of_prompt(prompt)
+            assert reference is not None
+            other = references.same_form(answer, reference)
+        except Drop as drop:
+            raise Refused(400, f"input {number}: {drop}; {NO_REFERENCE}", "reference") from None
+        return self.rendered(lambda: self.model.ask_pair((prompt, answer, other)), number, most)
+
+    def rendered(self, make: Callable[[], Question], number: int, most: int = 0) -> Question:
+        """The question, or the reason why there is none as a Refused."""
+        try:
+            question = make()
+        except (DataError, UserError) as error:
+            raise Refused(400, f"input {number}: {error}") from None
+        limit = min(most or self.max_length, self.max_length)
+        if not question.sequences or (most and question.num_tokens > most):
+            count = question.num_tokens
+            if count > limit:
+                raise Refused(400, f"input {number}: {count} tokens are more than {limit}; it is not shortened")
+            raise Refused(400, f"input {number}: {question.reason}")
+        return question
+
+    async def read(self, asked: Sequence[Question]) -> list[np.ndarray]:
+        """What the model says of the questions. Raises Refused when there is no room."""
+        try:
+            return await asyncio.wrap_future(self.batcher.submit(asked))
+        except Full as full:
+            raise Refused(429, str(full), Retry_After=str(full.retry_after)) from None
+        except Closed as closed:
+            raise Refused(503, str(closed)) from None
+        except ValueError as error:
+            raise Refused(413, str(error)) from None
+
+    async def compare(self, prompt: Text, responses: Sequence[Text], swap: bool, method: str, top: int) -> Ranked:
+        """Put responses in order. Raises Refused."""
+        if self.judges:
+            return await self.tournament(prompt, responses, "both" if swap else "first", method, top)
+        if method != "auto" or not swap:
+            raise Refused(400, "'method' and 'swap' are for judges of pairs; this model gives a score to each response")
+        items = [Item(prompt, response) for response in responses]
+        asked = await run_in_threadpool(lambda: [self.ask(item, n) for n, item in enumerate(items)])
+        values = await self.read(asked)
+        scores = [finite(self.model.reward(q, value).value) for q, value in zip(asked, values, strict=True)]
+        order = sorted(range(len(scores)), key=lambda i: -scores[i])[: top or None]
+        pairs = [(0, 1, difference(*scores))] if len(scores) == 2 else []
+        return Ranked("score", order, list(scores), pairs, len(scores), count_tokens(asked))
+
+    def ask_pairs(
+        self, prompt: Text, responses: Sequence[Text], pairs: Sequence[tuple[int, int]], shown: str
+    ) -> list[Question]:
+        """The questions about pairs of responses. Raises Refused."""
+        return [
+            self.rendered(lambda i=i, j=j: self.model.ask_pair((prompt, responses[i], responses[j]), shown), i)  # type: ignore[misc]
+            for i, j in pairs
+        ]
+
+    async def tournament(self, prompt: Text, responses: Sequence[Text], shown: str, method: str, top: int) -> Ranked:
+        """Let the judge compare pairs until the order is known."""
+        count = len(responses)
+        if count == 2 and method != "auto":
+            raise Refused(400, "'method' is for more than two responses", "method")
+        asking = ranking.asking(count, method, top=top)
+        judged: list[tuple[int, int, Comparison]] = []
+        tokens = calls = 0
+        answers: list[float] | None = None
+        while True:
+            try:
+                pairs = asking.send(answers)  # type: ignore[arg-type]  # None starts a generator
+            except StopIteration as stop:
+                found: ranking.Ranking = stop.value
+                break
+            asked = await run_in_threadpool(self.ask_pairs, prompt, responses, pairs, shown)
+            values = await self.read(asked)
+            said = [self.model.comparison(q, value) for q, value in zip(asked, values, strict=True)]
+            judged += [(i, j, one) for (i, j), one in zip(pairs, said, strict=True)]
+            answers = [finite(one.score) for one in said]
+            tokens, calls = tokens + count_tokens(asked), calls + sum(len(q.sequences) for q in asked)
+        name = "pair" if count == 2 else found.method
+        return Ranked(name, list(found.order), list(found.wins), judged, calls, tokens)
+
+
+def difference(first: float, second: float) -> Comparison:
+    """Two rewards as a comparison."""
+    margin = first - second
+    return Comparison(float(statistics.sigmoid(margin)), margin=margin, rewards=(first, second))
+
+
+def verdict(probability: float) -> str:
+    """`A`, `B` or `tie`."""
+    if abs(probability - 0.5) <= statistics.TIE:
+        return "tie"
+    return "A" if probability > 0.5 else "B"
+
+
+def judged(a: int, b: int, said: Comparison) -> dict[str, Any]:
+    """A pair as it is answered; what was not asked is null."""
+    first = None if math.isnan(said.margin_first) else said.p_first
+    second = None if math.isnan(said.margin_second) else 1 - said.p_second
+    both = first is not None and second is not None
+    consistent = verdict(first) == verdict(second) if first is not None and second is not None else None
+    return {"a": a, "b": b, "p_a": said.score, "p_a_shown_first": first, "p_a_shown_second": second,
+            "verdict": verdict(said.score), "consistent": consistent if both else None}  # fmt: skip
+
+
+def count_tokens(asked: Sequence[Question]) -> int:
+    """Tokens of all sequences."""
+    return sum(len(sequence.tokens) for question in asked for sequence in question.sequences)
+
+
+def finite(value: float) -> float:
+    """The value. Raises Refused (500) for what is no number: weights that are broken."""
+    if not math.isfinite(value):
+        raise Refused(500, "the model gave no finite number")
+    return value
