@@ -43,7 +43,7 @@ a { color: var(--blue); }
 @media print { main { padding: 0; } figure, .card { break-inside: avoid; } }
 """
 
-WIDE = ("training", "overlay", "rounds_accuracy", "rounds_filters", "best_of_n", "adaptation")
+WIDE = ("training", "overlay", "rounds_accuracy", "rounds_filters", "best_of_n", "adaptation", "rm_bench")
 """Figures that take the whole width (names that start so)."""
 
 

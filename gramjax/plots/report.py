@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gramjax.core import statistics
+from gramjax.core import comparison as comparison_of_rows
 from gramjax.core.errors import UserError
-from gramjax.plots import adaptation, best_of_n, files, preference, rounds, rounds_page, training
+from gramjax.plots import adaptation, benchmarks, best_of_n, files, preference, rounds, rounds_page, training
 from gramjax.plots.files import RunFiles
 from gramjax.plots.page import STYLE, card, e, link, percent, picture, table
 from gramjax.plots.style import Drawn
@@ -60,6 +60,7 @@ def draw(run: RunFiles, second: RunFiles | None = None, folder: Path | None = No
         if rows and "probability" in rows[0]:
             target = folder if name == "preference" else folder / name
             drawn += preference.draw_all(rows, run.evals[name], target, optimum(run.config))
+            drawn.append(benchmarks.matrix(run.evals[name], target))
     for name, phase in run.phases.items():
         drawn.append(training.curves(phase.entries, folder, name))
     drawn.append(training.curves(run.entries, folder, title="Training, last phase" if run.phases else "Training"))
@@ -120,13 +121,9 @@ def headline(results: Mapping[str, Any]) -> str:
     if "accuracy" not in results:
         return ""
     low, high = results.get("accuracy_low"), results.get("accuracy_high")
-    cards = [
-        card(
-            "Accuracy",
-            percent(results["accuracy"]),
-            f"95 % interval {percent(low)} to {percent(high)}, {e(results.get('num_pairs'))} pairs",
-        )
-    ]
+    count = f"{e(results['num_lists'])} lists" if "num_lists" in results else f"{e(results.get('num_pairs'))} pairs"
+    note = f"95 % interval {percent(low)} to {percent(high)}, {count}"
+    cards = [card("Accuracy", percent(results["accuracy"]), note), benchmarks.cards(results)]
     if results.get("swap_consistency") is not None:
         cards.append(card("Swap consistency", percent(results["swap_consistency"]), "same answer in both orders"))
     if results.get("position_bias") is not None:
@@ -203,6 +200,7 @@ def evaluation(run: RunFiles) -> str:
         half = -(-len(numbers) // 2)
         pairs = [(*numbers[i], *(numbers[i + half] if i + half < len(numbers) else ("", ""))) for i in range(half)]
         out.append(table(("metric", "value", "metric", "value"), pairs))
+        out.append(benchmarks.sections(results))
         out += [f"<p>{e(note)}</p>" for note in (results.get("notes") or {}).values()]
         heads = ("pairs", "right", "ties", "accuracy", "95 % interval")
         groups = results.get("subsets") or {}
@@ -284,20 +282,13 @@ def where(run: RunFiles, beside: Path) -> str:
 
 def comparison(run: RunFiles, second: RunFiles) -> str:
     """Both runs beside each other, and the paired difference of their accuracies on the pairs that both judged."""
-    names = two_names(run, second)
+    names, verdicts = two_names(run, second), compared(run, second)
     out = ["<h2>Comparison</h2>"]
     for name in run.evals.keys() & second.evals.keys():
         one, two = run.evals[name], second.evals[name]
         keys = [k for k in one if k in two and isinstance(one[k], int | float) and isinstance(two[k], int | float)]
-        result = paired(run.rows.get(name) or [], second.rows.get(name) or [])
-        if result is not None:
-            clear = "clear" if result.low > 0 or result.high < 0 else "no clear"
-            out.append(
-                f"<p><b>{e(name)}</b>: on {e(result.num_pairs)} pairs that both judged, the accuracy of {e(names[0])} "
-                f"minus that of {e(names[1])} is {100 * result.mean:+.1f} points, 95 % interval "
-                f"{100 * result.low:+.1f} to {100 * result.high:+.1f} (paired bootstrap, p = {result.p_value:.3g}): "
-                f"{clear} difference.</p>"
-            )
+        if said := verdicts.get(name):
+            out.append(f"<p><b>{e(name)}</b>: {e(said)}.</p>")
         keys = [k for k in keys if not k.endswith(("_low", "_high")) and k not in ("step", "accuracy_micro")]
         rows = [(k, float(one[k]), float(two[k]), float(one[k]) - float(two[k])) for k in keys]
         out.append(table(("metric", *names, "difference"), rows))
@@ -310,10 +301,18 @@ def comparison(run: RunFiles, second: RunFiles) -> str:
     return "".join(out)
 
 
-def paired(one: Sequence[Mapping[str, Any]], two: Sequence[Mapping[str, Any]]) -> statistics.Difference | None:
-    """Paired bootstrap over the rows that both files hold, matched by id; None when there are none."""
-    right = {row["id"]: bool(row["correct"]) for row in two if "correct" in row}
-    both = [(bool(row["correct"]), right[row["id"]]) for row in one if "correct" in row and row["id"] in right]
-    if not both:
-        return None
-    return statistics.paired_bootstrap([a for a, _ in both], [b for _, b in both])
+def compare_runs(run_folder: str | Path, other: str | Path) -> dict[str, str]:
+    """`compared` of two folders."""
+    return compared(files.read_run(run_folder), files.read_run(other))
+
+
+def compared(run: RunFiles, second: RunFiles) -> dict[str, str]:
+    """By eval that both runs have: the paired difference of their accuracies in words."""
+    out = {}
+    for name in run.evals:
+        if name in second.evals:
+            found = comparison_of_rows.compare(run.rows.get(name) or [], second.rows.get(name) or [])
+            if found is not None:
+                unit = "lists" if "num_lists" in run.evals[name] else "pairs"
+                out[name] = found.said(*two_names(run, second), unit=unit)
+    return out
