@@ -1,6 +1,7 @@
 """Best of n: the choices and costs of every selector, what is compared with what, and errors that say what is wrong."""
 
 import dataclasses
+import importlib.util
 import json
 
 import jax
@@ -14,8 +15,10 @@ from gramjax.core.statistics import sigmoid
 from gramjax.data import text, tokenizer
 from gramjax.evals import best_of_n
 from gramjax.models import model as models
+from gramjax.plots import report
 from gramjax.scoring import reward_model
 from gramjax.scoring.reward_model import Comparison, Reward
+from gramjax.training import evaluation
 
 
 class Judge:
@@ -223,3 +226,30 @@ def test_with_real_networks_the_numbers_are_those_of_the_reward_model():
         assert alone[0]["ranking"] == written[1]["ranking"]
         proxies = [[s["proxy"] for s in record["selections"]] for record in (alone[0], written[1])]
         assert proxies[0] == pytest.approx(proxies[1], abs=1e-5)
+
+
+def test_the_files_of_an_evaluation_and_its_report(tmp_path):
+    """Through the evaluator of the jobs: results, rows, table and picture."""
+    decoder = plugins.load("models", "decoder")
+    bytes_ = tokenizer.byte_level(chat_template="chatml")
+    config = decoder.Config(vocab_size=bytes_.vocab_size, hidden_size=16, intermediate_size=32, num_layers=1,
+                            num_heads=2, num_kv_heads=1, head_dim=8, heads=("score",))  # fmt: skip
+    model = models.build("decoder", config)
+    renderer = text.Renderer(bytes_, DataSection(max_length=60))
+    rows = [{"id": f"<{i}>", "prompt": "Say.", "responses": ["a", "bb", "ccc"], "scores": [0, i, 1]} for i in range(4)]
+    settings = dataclasses.asdict(best_of_n.Config(bootstrap_samples=10, sizes=(1, 3)))
+    evaluator = evaluation.make_evaluator(model, renderer, {"best_of_n": settings})
+    params = spec.init_params(model.specs(), jax.random.key(0))
+    found = evaluator(params, rows, tmp_path / "eval", {"data": "here"})["best_of_n"]
+    assert json.loads((tmp_path / "eval" / "best_of_n.json").read_text()) == found
+    written = [json.loads(line) for line in (tmp_path / "eval" / "best_of_n.rows.jsonl").open()]
+    assert [row["id"] for row in written] == [row["id"] for row in rows]
+    best = written[0]["ranking"][0]
+    assert found["oracle"] == pytest.approx(np.mean([row["scores"][best] for row in rows])), (
+        "the responses are the same"
+    )
+    page = report.write_report(tmp_path).read_text("utf-8")
+    assert "Best of n" in page and "share of the best" in page
+    if importlib.util.find_spec("matplotlib"):
+        assert (tmp_path / "plots" / "best_of_n.png").exists()
+        assert (tmp_path / "plots" / "best_of_n.csv").read_text().startswith("n,kl,num_lists,proxy")
