@@ -24,6 +24,7 @@ from gramjax.scoring.reading import Layout, Reader
 from gramjax.scoring.reward_model import RewardModel, Settings
 
 ROW_TYPES = ("responses",)
+REFERENCE = True
 SELECTORS = ("auto", "argmax", *ranking.METHODS)
 LISTS_AT_ONCE = 64
 """Lists that are ranked together: their comparisons share batches."""

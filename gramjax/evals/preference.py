@@ -19,6 +19,7 @@ from gramjax.scoring.reading import Layout, Reader
 from gramjax.scoring.reward_model import Comparison, Settings
 
 ROW_TYPES = ("preference",)
+REFERENCE = True
 
 
 @dataclasses.dataclass(frozen=True)

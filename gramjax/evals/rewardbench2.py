@@ -22,6 +22,7 @@ from gramjax.scoring.reading import Layout, Reader
 from gramjax.scoring.reward_model import RewardModel, Settings
 
 ROW_TYPES = ("responses",)
+REFERENCE = True
 LISTS_AT_ONCE = 64
 """Lists whose answers share batches."""
 

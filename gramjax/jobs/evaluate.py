@@ -12,7 +12,7 @@ from gramjax.core import config as configs
 from gramjax.core import ensembles, flags, folder, judgements, leaderboards, runtime, spec
 from gramjax.core.errors import GramjaxError, UserError
 from gramjax.data import readers
-from gramjax.training import evaluation, exports, inheritance, sampling, setup
+from gramjax.training import evaluation, exports, inheritance, sampling, scoring, setup
 
 SHOWN = ("num_pairs", "accuracy", "accuracy_one_draw", "ties", "num_tied", "num_unreadable", "agreement",
          "swap_consistency", "order_correlation", "position_bias", "ece", "brier", "rm_bench_overall", "rm_bench_hard",
@@ -64,6 +64,9 @@ def open_rows(config: Any, overrides: dict[str, Any]) -> tuple[Any, setup.Networ
 
 def judge(config: Any, overrides: dict[str, Any], target: Path) -> dict[str, dict[str, Any]]:
     """Evaluate the model of `config.model.path`; results and rows go into `target`."""
+    section = configs.section(config.get("reference", {}), configs.ReferenceSection, "reference")
+    if section.path and not evaluation.compares(config.evals):
+        raise UserError("config.reference.path is for implicit rewards: set --config.evals.preference.method=implicit")
     found, network, settings = open_rows(config, overrides)
     params = setup.load_for_use(network)
     facts = {
@@ -74,7 +77,8 @@ def judge(config: Any, overrides: dict[str, Any], target: Path) -> dict[str, dic
         "inherited": settings,
     }
     ends = sampling.end_ids_of(network)
-    evaluator = evaluation.make_evaluator(network.model, network.renderer, config.evals, ends)
+    reference = scoring.load_reference(network, section) if section.path else None
+    evaluator = evaluation.make_evaluator(network.model, network.renderer, config.evals, ends, reference)
     return evaluator(params, found.rows, target, facts)
 
 

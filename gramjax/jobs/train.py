@@ -98,7 +98,8 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> 
 
             network = run.network
             ends, evals = sampling.end_ids_of(network), config.evals if rows else {}
-            evaluator = evaluation.make_evaluator(network.model, network.renderer, evals, ends)
+            beside = reference.packed(compared, network) if evaluation.compares(evals) else None
+            evaluator = evaluation.make_evaluator(network.model, network.renderer, evals, ends, beside)
 
             def evaluate(step: int, state: Any) -> None:
                 results = evaluator(state["params"], rows, workdir / "eval", {"step": step})

@@ -22,13 +22,21 @@ def row_types(evals: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(kind for name in evals for kind in plugins.load("evals", name).ROW_TYPES))
 
 
-def make_evaluator(model: Model, renderer: Any, evals: Mapping[str, Any], end_ids: tuple[int, ...] = ()) -> Evaluator:
+def compares(evals: Mapping[str, Any]) -> bool:
+    """Whether an eval measures implicit rewards, which a reference may be subtracted from."""
+    return any(values.get("method") == "implicit" for values in evals.values())
+
+
+def make_evaluator(
+    model: Model, renderer: Any, evals: Mapping[str, Any], end_ids: tuple[int, ...] = (), reference: Any = None
+) -> Evaluator:
     """A function that runs the eval plug-ins of `config.evals` on parameters at rest; it compiles once for many calls.
 
     It writes `folder/NAME.json` and one line per example to `folder/NAME.rows.jsonl`. `facts` (model, data, step) are
     added to each file. Every process takes part, process 0 writes. A plug-in with `SAMPLES` is given a sampler instead
     of weights and a compiled scorer, `evaluate(sampler, rows, config, write_row)`: its answers end with `end_ids`
-    (empty: the tokenizer's end token), its settings are the `generation` of the plug-in's config.
+    (empty: the tokenizer's end token), its settings are the `generation` of the plug-in's config. One with `REFERENCE`
+    is given the packed weights of `reference` too, which implicit rewards are measured against.
     """
     pack = jax.jit(model.pack)
     parts = {}
@@ -51,7 +59,10 @@ def make_evaluator(model: Model, renderer: Any, evals: Mapping[str, Any], end_id
                 sampler = Sampler(model, packed, renderer, ends, config.generation)
                 found = module.evaluate(sampler, rows, config, judged.append)
             else:
-                found = module.evaluate(model, weights, renderer, rows, config, judged.append, model.mesh, scorer)
+                extra = {"reference": reference} if getattr(module, "REFERENCE", False) else {}
+                found = module.evaluate(
+                    model, weights, renderer, rows, config, judged.append, model.mesh, scorer, **extra
+                )
             out[name] = {**dict(found), **facts}
             if jax.process_index() == 0:
                 write_results(folder, name, judged, out[name])

@@ -8,6 +8,8 @@ import dataclasses
 import hashlib
 from typing import Any
 
+import jax
+
 from gramjax.checkpoint import source as weight_source
 from gramjax.checkpoint.checksum import checksums
 from gramjax.core import config as configs
@@ -46,6 +48,14 @@ def load(config: Any, run: setup.Run) -> Reference | None:
     params = lora.merge(params, arch)
     sums = checksums(tree.flatten(params))
     return Reference(params, hashlib.sha256(repr(sorted(sums.items())).encode()).hexdigest())
+
+
+def packed(compared: Reference | None, network: setup.Network) -> Any:
+    """The weights in use of a reference, for evaluations; None without one."""
+    if compared is None:
+        return None
+    model = dataclasses.replace(network.model, config=lora.off(network.model.config))
+    return jax.jit(model.pack)(compared.params)
 
 
 def check_same(reference: Any, trained: Any) -> None:
