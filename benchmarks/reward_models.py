@@ -58,9 +58,9 @@ class Sizes:
     pretrain_steps: int = 60
     steps: int = 100
     batch_size: int = 16
-    test: int = 300
+    test: int = 200
     """Held-out rows at most."""
-    elsewhere: int = 100
+    elsewhere: int = 80
     """Rows at most of each set that no run has seen."""
 
 
@@ -208,8 +208,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         (work.rows / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     wanted = [
         Spec(method, data, start, seed)
-        for seed in sizes.seeds
         for start in STARTS
+        for seed in sizes.seeds
         for data in arguments.sets.split(",")
         for method in arguments.only.split(",")
     ]
