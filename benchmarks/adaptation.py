@@ -1,6 +1,6 @@
 """Task adaptation on real pairs: the curve of docs/results.md.
 
-GRAMJAX_DATA=FOLDER python benchmarks/adaptation.py --out DIR [--seeds 0,1,2] [--json FILE]
+GRAMJAX_DATA=FOLDER python benchmarks/adaptation.py --out DIR [--seeds 0,1,2] [--lr 1e-3] [--json FILE]
 
 The task is judging answers about an interest (persona: mathematics, science); two other traits make the starts, all
 from stories260K: `base` (the language model as it is), `judge` (GRAM's stage 2 on the other traits) and `gram` (stage 1
@@ -97,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("GRAMJAX_DATA") or "."))
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--lr", type=float, default=1e-3, help="of the tunings (that of the starts is 1e-3)")
     parser.add_argument("--json", type=Path, help="where the numbers go (default: DIR/adaptation.json)")
     given = parser.parse_args(argv)
     if not (given.data / "persona").is_dir():
@@ -109,10 +110,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     config.recipe.rows, config.data.valid = str(out / "task.jsonl"), (str(out / "held_out.jsonl"),)
     config.recipe.starts, config.recipe.budgets = starts, BUDGETS
     config.recipe.seeds = tuple(int(seed) for seed in given.seeds.split(","))
-    config.train.epochs, config.recipe.most_steps = 4.0, 100
+    config.train.epochs, config.recipe.most_steps, config.optim.lr = 4.0, 100, given.lr
     call(["run", f"--config={written(out, 'curve', config)}", f"--workdir={out / 'curve'}"])
     found = json.loads((out / "curve" / "rounds.json").read_text("utf-8"))
-    results = {"machine": machine(), "rows": counts, "starts": STEPS, "seconds": time.perf_counter() - began}
+    results = {
+        "machine": machine(),
+        "rows": counts,
+        "starts": STEPS,
+        "lr": given.lr,
+        "seconds": time.perf_counter() - began,
+    }
     curves = [{key: value for key, value in curve.items() if key != "path"} for curve in found["curves"]]
     folder.write_json(given.json or out / "adaptation.json", results | found | {"curves": curves})
     return 0
