@@ -36,7 +36,7 @@ ARCH = decoder.Config(
 
 def learned_specs(config):
     """The decoder and a vector per place."""
-    places = spec.Spec((LENGTH, config.hidden_size), (None, "embed"), scale=0.5)
+    places = spec.Spec((LENGTH, config.hidden_size), (None, "embed"), scale=config.init_scale)
     return decoder.specs(config) | {"places": places}
 
 
@@ -97,10 +97,18 @@ def batch(tokens, verdict=None):
     return out if verdict is None else out | {"verdict": verdict[:, None].astype(np.int32)}
 
 
-def fit(handle, params, stage, steps, lr, batches, schedule="cosine", eps=0.1):
+OPTIM = {
+    "rotary": OptimSection(warmup_ratio=0.05, betas=(0.9, 0.98)),
+    "learned": OptimSection(warmup_ratio=0.05, betas=(0.9, 0.999), clip_norm=0.0),
+}
+"""What the specification of the check does not say. Learned positions leave the plateau of stage 1 at 1.57 (the
+permutation is known; how faithful a response is, is not) before step 1,000 with these; with the others and places of
+scale 0.5 one run left it after 1,750 steps and one not at all."""
+
+
+def fit(handle, params, stage, steps, batches, optim, eps=0.1):
     """Train with the real objective and step; returns parameters and the mean loss of the last 100 steps."""
     labels = tree.labels(list(tree.flatten(params)), (r".*",))
-    optim = OptimSection(lr=lr, warmup_ratio=0.05, betas=(0.9, 0.98), schedule=schedule)
     tx = optimizer.build(optim, labels, steps)
     config = gram.Config(stage=stage, label_smoothing=eps, verdict_ids=(A, B))
     loss = functools.partial(lambda m, w, b, c: gram.loss(m, w, b, c), c=config)
@@ -137,7 +145,8 @@ def run(
     rng = np.random.default_rng(seed)
     permutation = rng.permutation(SYMBOLS)
     handle = network(positions)
-    schedule = "cosine" if positions == "rotary" else "constant"
+    first = dataclasses.replace(OPTIM[positions], lr=3e-3)
+    second = dataclasses.replace(first, lr=1e-3, schedule="cosine" if positions == "rotary" else "constant")
     fresh = spec.init_params(handle.specs(), jax.random.key(seed))
 
     prompt, a, b, _, _ = triples(rng, stage1_size, permutation)
@@ -150,7 +159,7 @@ def run(
         while True:
             yield batch(whole[rng.integers(0, stage1_size, 128)])
 
-    pretrained, reached = fit(handle, fresh, "pretrain", stage1_steps, 3e-3, unlabelled())
+    pretrained, reached = fit(handle, fresh, "pretrain", stage1_steps, unlabelled(), first)
 
     def labelled(count):
         prompt, a, b, right_a, right_b = triples(rng, 3 * count, permutation)
@@ -172,7 +181,7 @@ def run(
                     rows = draws.integers(0, len(tokens), 64)
                     yield batch(tokens[rows], verdict[rows])
 
-            tuned, _ = fit(handle, params, "finetune", stage2_steps, 1e-3, batches(), schedule)
+            tuned, _ = fit(handle, params, "finetune", stage2_steps, batches(), second)
             out[count, start] = accuracy(handle, tuned, *test)
     return out, reached
 
