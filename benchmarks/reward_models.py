@@ -44,7 +44,8 @@ ELSEWHERE = ("llmbar_natural", "llmbar_neighbor", "pandalm")
 QA_LONGEST, MT_LONGEST = 600, 240
 """Characters of both answers together (qa_feedback), of source and both translations (mt_mqm): the judge has 512
 positions and 512 tokens."""
-JUDGE_LENGTH, ANSWER_LENGTH = 320, 224
+LENGTHS = {"persona": (256, 112), "hh_harmless": (352, 224), "qa_feedback": (512, 384), "mt_mqm": (352, 256)}
+"""Tokens that a judge and a scalar model read in training."""
 PAIRS_PER_SOURCE = 6
 
 
@@ -105,7 +106,7 @@ def config_of(work: real_data.Work, spec: Spec, sizes: Sizes) -> Any:
     """The config of the last (or only) training of a run."""
     config = real_data.stories(work, METHODS[spec.method], spec.start, spec.seed)
     config.data.train = work.source(f"{spec.data}_train")
-    config.data.max_length = JUDGE_LENGTH if spec.method in ("gram", "generative") else ANSWER_LENGTH
+    config.data.max_length = LENGTHS[spec.data][spec.method not in ("gram", "generative")]
     config.data.overlong = config.evals.preference.overlong = "truncate_prompt_left"
     config.train.batch_size, config.train.steps, config.train.evaluate = sizes.batch_size, sizes.steps, False
     if spec.method in ("gram", "generative"):
