@@ -48,16 +48,16 @@ class Config:
     def __post_init__(self) -> None:
         if self.method not in NEEDS:
             raise UserError(f"annotator.method is {self.method!r}; choose one of {', '.join(NEEDS)}")
-        if self.method in ("ridge", "constant") and not self.labelled:
-            raise UserError(f"annotator.method={self.method} needs annotator.labelled, rows with true margins")
-        if self.method == "head" and self.labelled:
-            raise UserError("annotator.labelled is not read by the method 'head', which was trained already")
         if self.penalty <= 0 or self.batch_size < 1:
             raise UserError("annotator.penalty must be above 0 and annotator.batch_size at least 1")
 
 
 def heads(config: Config, have: Sequence[str]) -> tuple[str, ...]:
-    """The heads to open a model with. Raises UserError when the one that is read is missing."""
+    """The heads to open a model with. Raises UserError when the one that is read, or rows to learn from, are missing."""
+    if config.method in ("ridge", "constant") and not config.labelled:
+        raise UserError(f"annotator.method={config.method} needs config.annotator.labelled, rows with true margins")
+    if config.method == "head" and config.labelled:
+        raise UserError("config.annotator.labelled is not read by the method 'head', which was trained already")
     needed = NEEDS[config.method]
     if needed and needed not in have:
         raise UserError(

@@ -108,7 +108,8 @@ def agreement(predicted: Sequence[float], true: Sequence[float]) -> dict[str, fl
 
 
 def order_correlation(first: Any, second: Any) -> float:
-    """corr(u(s), -u(s_T)) over both orders of labelled pairs: 1 where the order of the responses plays no part.
+    """corr(u(s), -u(s_T)) over both orders of labelled pairs: 1 where the order of the responses plays no part, or the
+    same part everywhere (that is what `logit_bias` shows).
 
     `first` are the order logits with the chosen response first, `second` those of the swapped pairs.
     """

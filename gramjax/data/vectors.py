@@ -67,6 +67,8 @@ def _map(path: Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file:
             (length,) = _WIDTH.unpack(file.read(8))
+            if length > path.stat().st_size:
+                raise ValueError("truncated")
             header = json.loads(file.read(length))
         out = {}
         for name, entry in header.items():

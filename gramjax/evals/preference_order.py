@@ -1,13 +1,14 @@
 """Order accuracy of a preference encoder (LRHP): which response does u(s) prefer, with each of them shown first.
 
 u takes the place that the verdict margin of a generative judge has: the numbers are those of `preference`, and
-`order_correlation` is corr(u(s), -u(s_T)), 1 where the order of the responses plays no part.
+`order_correlation` is corr(u(s), -u(s_T)), 1 where the order of the responses plays no part (or a constant one).
 """
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from gramjax.core import judgements, leaderboards, margins, statistics
@@ -69,7 +70,8 @@ def evaluate(
         section = dataclasses.replace(renderer.section, overlong=config.overlong)
         renderer = dataclasses.replace(renderer, section=section)
     used: list[Mapping[str, Any]] = []
-    sequences, skipped = [], Tally()
+    sequences: list[np.ndarray] = []
+    skipped = Tally()
     for index, row in enumerate(list(rows)[: config.limit or None]):
         try:
             sequences += both_orders(renderer, row["prompt"], row["chosen"], row["rejected"])
