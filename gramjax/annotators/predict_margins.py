@@ -53,7 +53,7 @@ class Config:
 
 
 def heads(config: Config, have: Sequence[str]) -> tuple[str, ...]:
-    """The heads to open a model with. Raises UserError when the one that is read, or rows to learn from, are missing."""
+    """The heads to open a model with. Raises UserError when that which is read, or rows to learn from, is missing."""
     if config.method in ("ridge", "constant") and not config.labelled:
         raise UserError(f"annotator.method={config.method} needs config.annotator.labelled, rows with true margins")
     if config.method == "head" and config.labelled:

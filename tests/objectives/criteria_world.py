@@ -4,8 +4,8 @@ python tests/objectives/criteria_world.py --seeds 5
 
 A response has 8 Gaussian attributes; the annotator of a pair prefers the larger attribute k, one of the first four, and
 the prompt hints at k, rightly with probability 0.9 + 0.1/4. An encoder MLP [hint, a1, a2] -> 64 -> 64 learns loss (6)
-on pairs in both orders and is never told k. Then 600 of 6,000 pairs are selected for 64 pairs of one criterion, a linear
-Bradley-Terry model is fitted to them, and a ridge head on the frozen representations predicts margins.
+on pairs in both orders and is never told k. Then 600 of 6,000 pairs are selected for 64 pairs of one criterion, a
+linear Bradley-Terry model is fitted to them, and a ridge head on the frozen representations predicts margins.
 """
 
 import argparse
