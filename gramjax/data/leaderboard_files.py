@@ -221,6 +221,9 @@ FILES: dict[str, Callable[[Sequence[Record], Originals, Judge], dict[str, str]]]
 }
 """Benchmarks with files of their own: {path below the folder of the benchmark: text}."""
 
+OF_PAIRS = ("rewardbench", "tool")
+"""Those that need normalised preference rows as originals; the others need the records of the file."""
+
 
 def benchmark_of(records: Sequence[Record]) -> str:
     """The benchmark in `FILES` that judged rows belong to, or ""."""

@@ -32,8 +32,11 @@ def write(
     source = source or str(config["data"]["path"])
     if not source:
         raise UserError("the evaluation names no data file (config.data.path); give it with --data")
-    rename = tuple(config["data"].get("rename") or ())
-    originals = readers.originals(source, configs.DataSection(rename=rename))
+    section = configs.DataSection(rename=tuple(config["data"].get("rename") or ()), on_bad_row="skip")
+    originals = readers.originals(source, section)
+    if benchmark in leaderboard_files.OF_PAIRS:  # in whatever form the file has them
+        pairs = readers.read(source, section, "preference").rows
+        originals = {row["id"]: {**row, "id": originals.get(row["id"], row).get("id", row["id"])} for row in pairs}
     judge = leaderboard_files.Judge(
         model=model or leaderboard_files.model_name(str(config["model"]["path"])),
         kind=_kind(config, name),
