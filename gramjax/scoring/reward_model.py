@@ -223,6 +223,11 @@ class RewardModel:
             values = self.settings.beta * values
         return [values[part] for part in own]
 
+    @property
+    def programs(self) -> int:
+        """Shapes that the reader was compiled for so far."""
+        return self.reader._cache_size()  # type: ignore[attr-defined]
+
     def warm_up(self) -> int:
         """Compile every shape that `layout` allows (its `buckets` and `sizes`); how many there are."""
         scored = self.kind == "implicit"

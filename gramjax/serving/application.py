@@ -46,7 +46,7 @@ def make(found: Service, token: str = "", max_bytes: int = 1 << 20) -> Guard:
         """Whether the server answers, and what waits."""
         batcher, model = found.batcher, found.model
         return JSONResponse({"status": "ok", "model": found.name, "kind": model.kind, "waiting": batcher.waiting,
-                             "batches": batcher.batches, "programs": model.reader._cache_size()})  # type: ignore[attr-defined]  # fmt: skip
+                             "batches": batcher.batches, "programs": model.programs})  # fmt: skip
 
     @app.get("/v1/models", response_model=bodies.Models, responses=FEW_ERRORS)
     async def models() -> JSONResponse:

@@ -77,7 +77,8 @@ def test_every_kind_of_row_has_the_same_scores(done, score, files, tmp_path):
         assert "margin" not in row
     for name, count in (("lists", 3), ("two", 2)):
         for row in rows(tmp_path / name / "rows.jsonl"):
-            assert row["scores"][:2] == pytest.approx([alone[f"{row['id']}/{c}"] for c in ("chosen", "rejected")], abs=1e-5)
+            wanted = [alone[f"{row['id']}/{c}"] for c in ("chosen", "rejected")]
+            assert row["scores"][:2] == pytest.approx(wanted, abs=1e-5)
             assert len(row["scores"]) == count and ("score_margin" in row) == (count == 2)
 
 
