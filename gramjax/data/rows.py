@@ -328,11 +328,11 @@ def converted(row: dict[str, Any], kind: str, want: str, seed: int = 0) -> dict[
     if kind == want or (kind, want) == (PAIR_UNLABELLED, RESPONSES):
         return row
     if want == RESPONSES:
-        pair = converted(row, kind, PAIR_UNLABELLED, seed)
-        if pair is None:
+        short = converted(row, kind, PAIR_UNLABELLED, seed)
+        if short is None:
             return None
         better = row["chosen"] if kind == PREFERENCE else row["responses"]["AB".index(row["label"])]
-        return {**pair, "scores": [float(answer == better) for answer in pair["responses"]]}
+        return {**short, "scores": [float(answer == better) for answer in short["responses"]]}
     if kind == PREFERENCE and want == PAIR_UNLABELLED:
         pair = [row["chosen"], row["rejected"]]
         gone = ("chosen", "rejected", "margin", "score_chosen", "score_rejected")

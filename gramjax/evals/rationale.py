@@ -38,7 +38,7 @@ class Config:
     """`sampling.n` draws vote: 1 is one verdict, 2 one in each order; odd numbers leave no ties."""
     generation: GenerationSection = GenerationSection()
     benchmark: str = ""
-    """`rm_bench` or `judgebench`: also count by its rules; empty: what the columns of the rows say; `none`."""
+    """`rm_bench`, `judgebench`, `rewardbench` or `hhh`: also count by its rules; empty: what the rows say; `none`."""
     limit: int = 0
     """Judge only the first rows; 0: all."""
     length_difference: str = "relative"
