@@ -18,6 +18,7 @@ from gramjax.data.text import Renderer
 from gramjax.models import decoder, model
 from gramjax.objectives import bradley_terry, cross_entropy, grm
 from gramjax.objectives import generative_preference as gram
+from gramjax.objectives import preference_representation as lrhp
 
 CASES = {
     "stage1": (gram, gram.Config(stage="pretrain")),
@@ -25,6 +26,7 @@ CASES = {
     "bradley_terry": (bradley_terry, bradley_terry.Config(center_rewards_coefficient=0.1)),
     "grm": (grm, grm.Config(alpha=0.5, train_lm_head=True)),
     "cross_entropy": (cross_entropy, cross_entropy.Config()),
+    "preference_representation": (lrhp, lrhp.Config(contrastive=0.3)),
 }
 LENGTH, PACKED, COUNT = 40, 128, 12
 """Few shapes, so few compilations: [12, 40] and [12, 128]."""
