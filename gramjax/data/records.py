@@ -261,8 +261,8 @@ def _folder(path: Path, files: list[Path]) -> Iterator[Item]:
             inside = file.relative_to(path).as_posix().removesuffix(file.name)
             yield from ((f"{inside}{where}", record) for where, record in _json(file))
     else:
-        raise UserError(f"{path} is no data folder: no state.json (saved `datasets` folder), features.json (TFDS), "
-                        "parquet file in it, nor JSON files only")  # fmt: skip
+        raise UserError(f"{path} is no data folder: no state.json (saved `datasets` folder), features.json (TFDS) or "
+                        "parquet file in it, and not JSON files alone")  # fmt: skip
 
 
 def _saved_dataset(path: Path) -> Iterator[Item]:
