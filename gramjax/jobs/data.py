@@ -306,7 +306,7 @@ def contaminated(arguments: argparse.Namespace) -> int:
         notes = {
             "without_prompt": "have no words in the prompt",
             "short": f"have prompts of fewer than {arguments.n} words, compared whole",
-            "unread": "could not be read and were not looked at",
+            "unread": "were not looked at: unreadable, or without a use (ties, empty answers)",
         }
         for key, note in notes.items():
             if facts[key]:

@@ -135,7 +135,7 @@ def test_the_printed_report(files, capsys):
     assert run(files) == 0
     said = capsys.readouterr().out
     assert "training   3 of 9 rows (33.33 %)" in said and "evaluation 1 of 1 rows" in said
-    assert "1 rows could not be read" in said and "train-1 and q: 'word0 word1" in said
+    assert "1 rows were not looked at: unreadable" in said and "train-1 and q: 'word0 word1" in said
 
 
 def test_several_files_name_their_rows(files, capsys):
