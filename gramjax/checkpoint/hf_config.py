@@ -195,12 +195,11 @@ def check_vocab(config: Config, tokenizer_size: int, pad: bool = False) -> Confi
 
 def exported_head(config: Config, head: str = "") -> str:
     """The head that a folder is written with: the given one, or the only one. Raises UserError for a choice to make."""
-    if not head and not set(config.heads) & set(tables.ARCHITECTURES) or head in set(tables.HEAD_OF.values()) - set(
-        tables.ARCHITECTURES
-    ):
+    asked = (head,) if head else config.heads
+    if not set(asked) & set(tables.ARCHITECTURES):
         raise UserError(
-            f"transformers has no class for the head {head or config.heads[0]!r}, so it is not exported; what it says of "
-            "rows can be: gramjax annotate --config=embed_preferences (vectors) or predict_margins (a column)"
+            f"transformers has no class for the head {asked[0]!r}, so it is not exported; what it says of rows can be: "
+            "gramjax annotate --config=embed_preferences (vectors) or --config=predict_margins (a column)"
         )
     if not head and len(config.heads) > 1:
         raise UserError(f"the model has the heads {', '.join(config.heads)}; a Hugging Face folder has one: choose it")
