@@ -17,7 +17,8 @@ class ScoreSection:
     beta: float = 0.1
     """Scale of implicit rewards."""
     overlong: str = "shorten_responses"
-    """What happens to texts longer than config.data.max_length (see config.data.overlong; empty: the same as there)."""
+    """What happens to texts longer than config.data.max_length: `drop`, `truncate_prompt_left`, `shorten_responses` or
+    `error`; empty: as config.data.overlong says."""
     reference: str = ""
     """What a judge compares an answer with: a column of the rows, or a file of rows with `prompt` or `id` and the
     answer (`reference`, `response`, `completion` or `text`)."""
@@ -55,7 +56,8 @@ class ServeSection:
     beta: float = 0.1
     """Scale of implicit rewards."""
     overlong: str = "drop"
-    """Texts longer than config.data.max_length: `drop` refuses the request; the others of config.data.overlong."""
+    """Texts longer than config.data.max_length: `drop` and `error` refuse the request, `truncate_prompt_left` and
+    `shorten_responses` cut; empty: as config.data.overlong says."""
     reference: str = ""
     """File of answers that a judge compares with on the routes that score one answer, as in config.score.reference;
     requests may bring their own."""
