@@ -1,6 +1,6 @@
 """GRAM beside its baselines on real preference data, in and out of distribution: the table of docs/results.md.
 
-GRAMJAX_DATA=FOLDER python benchmarks/reward_models.py --out DIR [--quick] [--only METHOD,...] [--json FILE]
+GRAMJAX_DATA=FOLDER python benchmarks/reward_models.py --out DIR [--quick] [--only METHOD,...] [--summary] [--json FILE]
 
 methods   gram (stage 1 on the pairs without their labels, then stage 2), generative (stage 2 alone), bradley_terry,
           smoothed (Bradley-Terry, eps 0.1), grm (Bradley-Terry with text regularisation)
@@ -9,8 +9,9 @@ starts    stories260K and random weights of its shape; three seeds each
 test      the held-out rows of the set itself, and llmbar natural and neighbor and pandalm, which no run has seen
 
 Every run is `gramjax train` with a config that lies in DIR/configs, and `gramjax evaluate`; a run whose result is in
-DIR/results is not made again, and `--json` sums up what is there. Rows and splits: real_data_splits.py and `more_rows`
-here. Two CPU cores need about three hours; --quick takes minutes and its numbers mean nothing.
+DIR/results is not made again, and `--summary` makes none at all but sums up what is there. Rows and splits:
+real_data_splits.py and `more_rows` here. Two CPU cores need about three hours; --quick takes minutes and its numbers
+mean nothing.
 """
 
 import argparse
@@ -192,6 +193,33 @@ def simple_judges(work: real_data.Work, sizes: Sizes) -> dict[str, Any]:
     return out
 
 
+def markdown(rows: Sequence[dict[str, Any]], simple: dict[str, Any]) -> str:
+    """The table of docs/results.md: per training set, methods below each other, judged sets beside each other."""
+    places = ("own", "llmbar natural", "llmbar neighbor", "pandalm")
+    out = []
+    for data in dict.fromkeys(row["data"] for row in rows):
+        out += [
+            f"**{data}**",
+            "",
+            f"| method | start | seeds | {' | '.join(places)} |",
+            "| --- " * (3 + len(places)) + "|",
+        ]
+        cells = {(row["start"], row["method"], row["judged"]): row for row in rows if row["data"] == data}
+        for start, method in dict.fromkeys(key[:2] for key in cells):
+            found = [cells.get((start, method, place)) for place in places]
+            texts = ["" if cell is None else f"{cell['accuracy']:.3f} ± {cell['sd']:.3f}" for cell in found]
+            own = cells[start, method, "own"]
+            texts[0] += f" [{own['low']:.3f}, {own['high']:.3f}]"
+            out.append(f"| {method} | {start} | {own['seeds']} | {' | '.join(texts)} |")
+        for rule in ("longest", "tfidf"):
+            texts = [
+                f"{simple[data][place][rule]['accuracy']:.3f}" if place in simple[data] else "" for place in places
+            ]
+            out.append(f"| {rule} | | | {' | '.join(texts)} |")
+        out.append("")
+    return "\n".join(out)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Make what is missing, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -200,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default=",".join(METHODS))
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--summary", action="store_true", help="train nothing: the runs that are there")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
     sizes = QUICK if arguments.quick else Sizes()
@@ -214,17 +243,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         for data in arguments.sets.split(",")
         for method in arguments.only.split(",")
     ]
+    if arguments.summary:
+        wanted = [spec for spec in wanted if (work.out / "results" / f"{spec.name}.json").exists()]
     runs = [run(work, spec, sizes) for spec in wanted]
     rows = table(runs)
-    for row in rows:
-        where = f"{row['data']:<12} {row['start']:<12} {row['method']:<14} {row['judged']:<16}"
-        print(f"{where} {row['accuracy']:.3f} ± {row['sd']:.3f}  [{row['low']:.3f}, {row['high']:.3f}]")
+    simple = simple_judges(work, sizes)
+    print(markdown(rows, simple))
     found = {
         "command": "python benchmarks/reward_models.py --out DIR",
         "machine": real_data.machine(),
         "sizes": dataclasses.asdict(sizes),
         "table": rows,
-        "simple_judges": simple_judges(work, sizes),
+        "simple_judges": simple,
         "runs": runs,
     }
     if arguments.json:
