@@ -12,9 +12,9 @@ from gramjax.core import config as configs
 from gramjax.core import flags, folder, plugins, runtime
 from gramjax.core.errors import UserError
 from gramjax.core.row_log import ROWS, SUMMARY, RowLog, whole_lines
-from gramjax.data import readers, vectors
 
-if TYPE_CHECKING:  # JAX is imported by the functions that need it: the help answers at once
+if TYPE_CHECKING:  # JAX and NumPy are imported by the functions that need them: the help answers at once
+    from gramjax.data.vectors import VectorLog
     from gramjax.generation.request import Statistics
 
 EVERY_SECONDS = 10.0
@@ -32,6 +32,8 @@ def main(argv: list[str]) -> int:
         raise UserError("give --config.data.path=FILE, the rows to annotate")
     runtime.start(distributed=arguments.distributed)
     import jax
+
+    from gramjax.data import readers, vectors
 
     plugin = plugins.load("annotators", config.annotator.name)
     own = configs.section(config.annotator, plugin.Config, "annotator")
@@ -86,7 +88,7 @@ def open_model(plugin: Any, own: Any, config: Any) -> Any:
 
 
 def annotate(
-    plugin: Any, own: Any, config: Any, rows: list[dict[str, Any]], log: RowLog, kept: vectors.VectorLog
+    plugin: Any, own: Any, config: Any, rows: list[dict[str, Any]], log: RowLog, kept: "VectorLog"
 ) -> None:
     """Annotate the rows that the log does not have yet; `vector` of a row goes beside the rows, in the same order."""
     left = [row for row in rows if row["id"] not in log.done]
@@ -115,6 +117,8 @@ def annotate(
 
 def summarise(plugin: Any, workdir: Path) -> dict[str, Any]:
     """What the annotator has to say of all its rows, and a map of their vectors in `plots/`."""
+    from gramjax.data import vectors
+
     has_vectors = (workdir / vectors.FILE).exists()
     if not hasattr(plugin, "summarise") and not has_vectors:
         return {}

@@ -7,12 +7,13 @@ from gramjax.core import config as configs
 from gramjax.core import flags, folder, plugins
 from gramjax.core.errors import UserError
 from gramjax.core.row_log import ROWS, SUMMARY
-from gramjax.data import readers, vectors
 
 
 def main(argv: list[str]) -> int:
     """`gramjax select_data --config=select_data:NAME --config.data.path=FILE --workdir=DIR`: DIR/rows.jsonl."""
     arguments = flags.parse(argv, "select_data")
+    from gramjax.data import readers, vectors  # after the help, which answers without NumPy
+
     config = arguments.config
     if "selection" not in config:
         raise UserError(f"config {arguments.config_name!r} names no selection (it has no config.selection)")

@@ -1,6 +1,12 @@
-"""A server whose model takes half a second per batch and needs no JAX: what happens to requests when it stops."""
+"""A server whose model needs no JAX and waits at a gate: what happens to requests when it stops.
 
+`python -m tests.serving.slow_server FOLDER`: a batch that is being read makes FOLDER/reading, and is answered when
+FOLDER/open is there.
+"""
+
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,7 +31,10 @@ class Model:
         return Reward(float(values[0]))
 
     def read(self, asked):
-        time.sleep(0.5)
+        folder = Path(sys.argv[1])
+        (folder / "reading").touch()
+        while not (folder / "open").exists():
+            time.sleep(0.01)
         return [np.array([question.num_tokens], np.float64) for question in asked]
 
 

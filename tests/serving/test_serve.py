@@ -22,8 +22,9 @@ CLOSE = 1e-5
 
 @pytest.fixture(scope="module")
 def server(tiny_scalar):
-    made = LiveServer("-m", "gramjax", "serve", "--config=serve", f"--config.model.path={tiny_scalar}",
-                      "--config.serve.port=0", "--config.serve.name=tiny", *SHAPES, *LIMITS, GRAMJAX_SERVE_TOKEN=TOKEN)  # fmt: skip
+    command = ("-m", "gramjax", "serve", "--config=serve", f"--config.model.path={tiny_scalar}")
+    where = ("--config.serve.port=0", "--config.serve.name=tiny")
+    made = LiveServer(*command, *where, *SHAPES, *LIMITS, GRAMJAX_SERVE_TOKEN=TOKEN)
     yield made
     made.stop()
 
@@ -129,9 +130,8 @@ def test_more_than_can_wait_is_turned_away_and_says_when_to_come_back(server, cl
 def test_the_token_is_asked_for(server):
     with server.client() as nobody:
         assert nobody.get("/health").status_code == 200
-        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": TOKEN}, {"authorization": f"Basic {TOKEN}"},
-                        {"authorization": f"Bearer {TOKEN}x"}, {"authorization": "Bearer \xff\xfe"}):  # fmt: skip
-            given = {name: value.encode("latin-1") for name, value in headers.items()}
+        wrong = ("", "Bearer wrong", TOKEN, f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer \xff\xfe")
+        for given in ({"authorization": value.encode("latin-1")} if value else {} for value in wrong):
             for answer in (nobody.get("/v1/models", headers=given), nobody.post("/get_reward", json={}, headers=given)):
                 assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
                 assert answer.json()["error"]["type"] == "authentication_error"
@@ -146,7 +146,8 @@ def test_limits_and_wrong_places(client):
     stream = (b" " * 5000 for _ in range(5))  # no length is said beforehand
     kind = {"content-type": "application/json"}
     status(client.post("/get_reward", content=stream, headers=kind), 413, "larger than 20,000 bytes")
-    status(client.post("/get_reward", json={"query": ["x"] * 17}), 413, "17 texts are more than a request may have (16)")
+    many = client.post("/get_reward", json={"query": ["x"] * 17})
+    status(many, 413, "17 texts are more than a request may have (16)")
     status(client.post("/get_reward", json={"query": ["ok", "word " * 90]}), 400, "tokens are more than 40")
     status(client.post("/get_reward", json={"query": ["ok", "word " * 90]}), 400, "input 1:")
     body = {"messages": ["a b c d"], "max_length": 2}
@@ -169,10 +170,13 @@ def malformed(count):
     draw = random.Random(0)
     good = json.dumps({"query": ["Translate: river"], "prompts": ["Translate:"], "labels": None}).encode()
     fixed = [
-        b"", b"null", b"[]", b"0", b'"text"', b"{", b"{]", b"{}{}", b'{"query": NaN}', b'{"query": [1e999]}', b'{"query": -Infinity}',
-        b'{"query": ["\\ud800"]}', b'{"query": ["\\u0000"]}', b'{"query": ["\xff"]}', b'{"query": ["a"], "query": ["b"]}',
+        b"", b"null", b"[]", b"0", b'"text"', b"{", b"{]", b"{}{}", b'{"query": NaN}', b'{"query": [1e999]}',
+        b'{"query": -Infinity}',
+        b'{"query": ["\\ud800"]}', b'{"query": ["\\u0000"]}', b'{"query": ["\xff"]}',
+        b'{"query": ["a"], "query": ["b"]}',
         b'{"\\udc00": 1}', b"[" * 5000, b'{"query":' * 900 + b"1" + b"}" * 900, b'{"query": ' + b"9" * 6000 + b"}",
-        b'{"query": []}', b'{"query": null}', b'{"query": [null]}', b'{"query": [["a"]]}', b'{"query": {"a": 1}}', b'{"query": true}',
+        b'{"query": []}', b'{"query": null}', b'{"query": [null]}', b'{"query": [["a"]]}', b'{"query": {"a": 1}}',
+        b'{"query": true}',
         b'{"queries": ["a"]}', b'{"query": ["a"], "extra": 1}', b'{"query": ["a"], "prompts": "a"}', b"\xef\xbb\xbf{}",
         '{"query": ["a"]}'.encode("utf-16"), b'{"query": ["a"],}', b"{'query': ['a']}", b'{"query": ["a"]} x',
     ]  # fmt: skip
@@ -181,7 +185,7 @@ def malformed(count):
         body = bytearray(good)
         for _ in range(draw.randint(1, 4)):
             place = draw.randrange(len(body))
-            body[place : place + draw.randint(0, 3)] = bytes(draw.choice(b'{}[]",:\\\x00\xff0') for _ in range(draw.randint(0, 2)))
+            body[place : place + draw.randint(0, 3)] = bytes(draw.choices(b'{}[]",:\\\x00\xf0', k=draw.randint(0, 2)))
         yield bytes(body)
 
 
@@ -254,19 +258,25 @@ def test_sigterm_ends_it_well(server):
         httpx.get(server.url + "/health")
 
 
-def test_what_was_asked_before_the_stop_is_answered():
-    """Half a second per text, room for six: all that were taken are answered after SIGTERM, the others turned away."""
-    slow = LiveServer("-m", "tests.serving.slow_server")
-    with concurrent.futures.ThreadPoolExecutor(8) as pool, slow.client() as client:
-        def ask(n):
-            return httpx.post(f"{slow.url}/get_reward", json={"query": ["x" * (n + 1)]}, timeout=60)
+def test_what_was_asked_before_the_stop_is_answered(tmp_path):
+    """One text is being read, three wait, there is room for six: after SIGTERM all four are answered; what came when
+    there was no room was turned away."""
+    slow = LiveServer("-m", "tests.serving.slow_server", str(tmp_path))
+    with concurrent.futures.ThreadPoolExecutor(4) as pool, slow.client() as client:
 
-        answers = [pool.submit(ask, n) for n in range(4)]
+        def ask(n):
+            return httpx.post(f"{slow.url}/get_reward", json={"query": ["x" * (n + 1)]}, timeout=120)
+
+        answers = [pool.submit(ask, 0)]
+        while not (tmp_path / "reading").exists():
+            time.sleep(0.01)
+        answers += [pool.submit(ask, n) for n in range(1, 4)]
         while client.get("/health").json()["waiting"] < 3:
             time.sleep(0.01)
         no_room = client.post("/get_reward", json={"query": ["y"] * 4})
         assert no_room.status_code == 429 and int(no_room.headers["retry-after"]) >= 1
         slow.process.terminate()
+        (tmp_path / "open").touch()
         found = [answer.result() for answer in answers]
     assert [answer.status_code for answer in found] == [200] * 4
     assert [answer.json()["rewards"] for answer in found] == [[1.0], [2.0], [3.0], [4.0]]
