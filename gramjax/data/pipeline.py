@@ -365,7 +365,7 @@ def batches(
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """(indices, batch of exactly `batch_size` rows) for evaluation: every example once, padded to few lengths.
 
-    `lengths` are the padded lengths to use (empty: `buckets.lengths`). Rows that only fill the last batch repeat its
+    `lengths` are the padded lengths to use (empty: chosen by `buckets.plan`). Rows that only fill a batch repeat its
     first example, with `example_mask` and `loss_mask` 0.
     """
     sizes = [max(len(tokens) for tokens in example.tokens) for example in examples]

@@ -98,6 +98,8 @@ def make(found: Service, token: str = "", max_bytes: int = 1 << 20) -> Guard:
         """Which response is better, or the order of several, best first."""
         found.check_name(body.model)
         found.check_count(len(body.responses), "responses")
+        if body.rationale:
+            raise Refused(400, "rationale: this server reads verdicts, it writes no rationales", "rationale")
         responses = [plain(response) for response in body.responses]
         if len({isinstance(text, str) for text in responses}) > 1:
             raise Refused(400, "the responses must all be texts or all be messages", "responses")

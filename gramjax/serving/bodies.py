@@ -88,6 +88,8 @@ class Compare(Strict):
     """How a judge puts more than two in order (`auto`: round_robin up to 16, else knockout)."""
     top: Annotated[int, Field(ge=0)] = 0
     """How many of the best to find; 0: the whole order."""
+    rationale: bool = False
+    """Accepted, and only as false: judges that write rationales are sampled (`gramjax annotate`), not served."""
 
 
 class ClassData(BaseModel):

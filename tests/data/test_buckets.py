@@ -1,15 +1,11 @@
 """Length buckets: every sequence once, few shapes, right padding that is marked as such."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from gramjax.data import buckets
-
-
-def test_lengths_end_with_the_first_that_is_long_enough():
-    assert buckets.lengths(1) == (16,)
-    assert buckets.lengths(17) == (16, 24)
-    assert buckets.lengths(100) == (16, 24, 32, 48, 64, 96, 128)
 
 
 def test_every_sequence_once_and_no_bucket_too_short():
@@ -17,12 +13,28 @@ def test_every_sequence_once_and_no_bucket_too_short():
     plan = buckets.plan(sizes, 32)
     assert sorted(i for _, indices in plan for i in indices) == list(range(500))
     assert all(sizes[indices].max() <= length for length, indices in plan)
-    assert len({length for length, _ in plan}) <= 10
+    assert len({length for length, _ in plan}) <= buckets.MOST_LENGTHS
     assert buckets.plan([], 32) == []
 
 
-def test_a_bucket_without_a_full_batch_joins_the_next():
-    plan = buckets.plan([10, 10, 20, 20, 200], 4)
+def test_the_batch_that_is_not_full_is_the_shortest_one():
+    plan = buckets.plan([200, 20, 10, 22, 30], 4)
+    assert [(length, list(indices)) for length, indices in plan] == [(16, [2]), (208, [1, 3, 4, 0])]
+
+
+def test_the_lengths_that_are_chosen_pad_least():
+    """Against every choice of as many lengths."""
+    generator = np.random.default_rng(1)
+    for most in (1, 2, 3):
+        needed = sorted(int(n) for n in generator.integers(1, 40, 9) * 16)
+        padded = lambda chosen, needed=needed: sum(min(c for c in chosen if c >= n) for n in needed)  # noqa: E731
+        every = itertools.combinations(sorted(set(needed)), min(most, len(set(needed))))
+        least = min(padded(chosen) for chosen in every if chosen[-1] == needed[-1])
+        assert padded(buckets._lengths(needed, most)) == least
+
+
+def test_a_given_bucket_without_a_full_batch_joins_the_next():
+    plan = buckets.plan([10, 10, 20, 20, 200], 4, (16, 24, 256))
     assert [(length, list(indices)) for length, indices in plan] == [(24, [0, 1, 2, 3]), (256, [4])]
 
 

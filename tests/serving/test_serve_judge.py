@@ -95,7 +95,7 @@ def test_one_answer_has_a_score_against_a_reference_only(client, tiny_judge, tmp
         ({"responses": ANSWERS[:1]}, 422, "at least 2"),
         ({"responses": ANSWERS, "method": "swiss"}, 422, "method"),
         ({"responses": ANSWERS[:2], "method": "linear"}, 400, "more than two"),
-        ({"responses": ANSWERS[:2], "rationale": True}, 422, "rationale"),
+        ({"responses": ANSWERS[:2], "rationale": True}, 400, "writes no rationales"),
         ({"responses": ["word " * 80, "x"]}, 400, "tokens are more than 40"),
         ({"responses": ["x", [{"role": "assistant", "content": "y"}]]}, 400, "all be texts or all be messages"),
         ({"responses": ["x"] * 300}, 413, "more than a request may have (256)"),
