@@ -69,10 +69,11 @@ class ServeSection:
     max_wait_ms: float = 2.0
     """Longest time that a request waits for others to be computed with."""
     buckets: tuple[int, ...] = ()
-    """Lengths that sequences are padded to; empty: powers of two from 32 to config.data.max_length."""
+    """Lengths that sequences are padded to; empty: powers of two from 32 to config.data.max_length, on a CPU also those
+    halfway between."""
     sizes: tuple[int, ...] = ()
-    """Rows that a batch may have; empty: 1, 4, 16, ... up to the batch size. Every length is compiled with every size
-    before the first request."""
+    """Rows that a batch may have; empty: 1, 4, 16, ... up to the batch size, on a CPU 1, 2, 4, 8. Every length is
+    compiled with every size before the first request."""
     share: bool = True
     """Compute what the two orders of a pair have in common at the start once."""
     queue: int = 1024

@@ -19,6 +19,9 @@ NEEDS = ("fastapi", "uvicorn")
 SHORTEST = 32
 """The smallest of the lengths that texts are padded to."""
 
+MOST_ROWS_CPU = 8
+"""Rows of a batch on a CPU: more do not fit into its caches."""
+
 
 def main(argv: list[str]) -> int:
     """`gramjax serve --config=serve --config.model.path=RUN_OR_HF_DIR [--config.serve.port=8000]`."""
@@ -88,14 +91,20 @@ def open_service(config: Any, section: ServeSection, overrides: dict[str, Any]) 
 
 def layout_of(section: ServeSection, max_length: int) -> "Layout":
     """The shapes of `config.serve`: every length with every number of rows."""
+    import jax
+
     from gramjax.scoring.reading import MOST, Layout
 
+    # A processor computes a text no faster among others, so padding is what counts there: more lengths, fewer rows.
+    on_cpu = jax.default_backend() == "cpu"
     lengths, sizes = section.buckets, section.sizes
     if not lengths:
-        lengths = (*(1 << power for power in range(SHORTEST.bit_length() - 1, max_length.bit_length())
-                     if 1 << power < max_length), max_length)  # fmt: skip
+        powers = [SHORTEST << power for power in range(31)]
+        between = [power + power // 2 for power in powers] if on_cpu else []
+        lengths = (*(length for length in sorted([*powers, *between]) if length < max_length), max_length)
     if not sizes:
-        sizes = (*(4**power for power in range(16) if 4**power < section.batch_size), section.batch_size)
+        step, largest = (2, min(section.batch_size, MOST_ROWS_CPU)) if on_cpu else (4, section.batch_size)
+        sizes = (*(step**power for power in range(31) if step**power < largest), largest)
     if min(*lengths, *sizes) < 1 or max(lengths) < max_length:
         raise UserError(f"config.serve: buckets {lengths} and sizes {sizes} must be positive, and the longest bucket "
                         f"at least config.data.max_length={max_length}")  # fmt: skip

@@ -6,7 +6,7 @@ computation (`data.branches`).
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from gramjax.core import sharding
 from gramjax.core.errors import UserError
-from gramjax.data import branches
+from gramjax.data import branches, buckets
 from gramjax.data.branches import Tokens
 from gramjax.models import heads
 
@@ -25,6 +25,9 @@ KINDS = {"score": "score", "judge": "tokens", "implicit": "tokens"}
 
 MOST = 4
 """Sequences that share one row at most: each is kept from seeing those before it, which costs attention work."""
+
+OVERHEAD = {"cpu": 32, "": 512}
+"""Tokens that could be computed in the time that a batch costs besides its tokens, by backend."""
 
 Reader = Callable[[Any, Mapping[str, np.ndarray]], jax.Array]
 """`reader(weights, batch)`: float32 [B, N] rewards or sums of log-probabilities, or [B, N, 2] verdict logits
@@ -109,10 +112,6 @@ def read_all(
     """
     groups, twins = _without_twins(sequences, groups)
     laid = rows_of(sequences, groups, layout)
-    most = layout.places or max((len(row.members) for row in laid), default=1)
-    full = max(layout.sizes) if layout.sizes else -(-layout.batch_size // most)
-    sizes = layout.sizes or (*(1 << power for power in range(full.bit_length())), full)
-    batch_size = _whole(next((size for size in sorted(sizes) if size >= min(len(laid), full)), max(sizes)), mesh)
     # Fetch the batch before while the device works on this one. Simulated devices of a CPU share threads: there two
     # programs with collectives in flight can wait for each other for ever.
     ahead = 0 if jax.default_backend() == "cpu" and jax.device_count() > 1 else 1
@@ -129,7 +128,7 @@ def read_all(
             for b, row in enumerate(rows):
                 out[list(row.members)] = values[b, : len(row.members)]
 
-    for rows, batch in branches.batches(sequences, laid, batch_size, layout.buckets, most):
+    for rows, batch in _batches(sequences, laid, layout, mesh):
         waiting.append((rows, reader(weights, sharding.place(batch, mesh))))
         fetch(ahead)
     fetch(0)
@@ -138,6 +137,25 @@ def read_all(
     for twin, index in twins.items():
         out[twin] = out[index]
     return out
+
+
+def _batches(
+    sequences: Sequence[Tokens], laid: Sequence[branches.Row], layout: Layout, mesh: Mesh | None
+) -> Iterator[tuple[list[branches.Row], dict[str, np.ndarray]]]:
+    """(rows, padded batch): of the shapes that a layout says (`buckets`, `sizes`), or of one size that suits them."""
+    most = layout.places or max((len(row.members) for row in laid), default=1)
+    if layout.sizes and layout.buckets:
+        sizes = sorted({_whole(size, mesh) for size in layout.sizes})
+        overhead = OVERHEAD.get(jax.default_backend(), OVERHEAD[""])
+        lengths = [row.length for row in laid]
+        for length, size, indices in buckets.cover(lengths, sizes, layout.buckets, overhead):
+            rows = [laid[i] for i in indices]
+            yield rows, branches.lay_out(sequences, rows, length, size, most)
+        return
+    full = max(layout.sizes) if layout.sizes else -(-layout.batch_size // most)
+    choice = layout.sizes or (*(1 << power for power in range(full.bit_length())), full)
+    wanted = next((size for size in sorted(choice) if size >= min(len(laid), full)), max(choice))
+    yield from branches.batches(sequences, laid, _whole(wanted, mesh), layout.buckets, most)
 
 
 def _whole(size: int, mesh: Mesh | None) -> int:

@@ -4,11 +4,15 @@ import ipaddress
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gramjax.core.errors import UserError
+
+SWITCH_SECONDS = 0.0005
+"""How long one thread keeps the interpreter when another wants it."""
 
 TOKEN = "GRAMJAX_SERVE_TOKEN"
 """The environment variable that may hold the token; a command line can be read by everybody on the machine."""
@@ -73,6 +77,8 @@ def run(app: Any, bound: socket.socket, stop_seconds: float, ready: Callable[[],
 
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, backlog=2048,
                             timeout_graceful_shutdown=max(1, round(stop_seconds)))  # fmt: skip
+    # The device's thread asks for the interpreter after every batch; by default it would wait 5 ms for it each time.
+    sys.setswitchinterval(SWITCH_SECONDS)
     # The server hands a signal that stopped it on to the handler that was there before: with these it ends well.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

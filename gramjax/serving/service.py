@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from gramjax.core import ranking, statistics
 from gramjax.core.errors import DataError, UserError
-from gramjax.data.rows import Drop, Text
+from gramjax.data.rows import Drop, Text, text_length
 from gramjax.scoring import references
 from gramjax.scoring.references import References
 from gramjax.scoring.reward_model import Comparison, Question, RewardModel
@@ -26,6 +26,9 @@ NO_REFERENCE = ("this model judges pairs: it has no score for one answer alone. 
                 "start the server with --config.serve.reference=FILE")  # fmt: skip
 NO_PROMPT = ("this model needs the prompt apart from the answer: give {\"prompt\": …, \"response\": …} in 'input', or "
              "'prompts' beside 'query'")  # fmt: skip
+
+SHORT = 4096
+"""Characters of a request that are rendered at once, without another thread."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +97,23 @@ class Service:
 
         `most` is a limit of tokens for this request. Raises Refused with the first item that has no score.
         """
-        asked = await run_in_threadpool(lambda: [self.ask(item, n, most) for n, item in enumerate(items)])
+        asked = await self.ask_all(items, most)
         values = await self.read(asked)
         if self.judges:
             found = [self.model.comparison(q, value).score for q, value in zip(asked, values, strict=True)]
         else:
             found = [self.model.reward(q, value).value for q, value in zip(asked, values, strict=True)]
         return Scored([finite(score) for score in found], count_tokens(asked))
+
+    async def ask_all(self, items: Sequence[Item], most: int = 0) -> list[Question]:
+        """The questions about items. Raises Refused. Long texts are rendered on another thread, so that others are
+        answered meanwhile; for short ones that costs more than it gives."""
+
+        def made() -> list[Question]:
+            return [self.ask(item, number, most) for number, item in enumerate(items)]
+
+        length = sum(text_length(text) for item in items for text in (item.prompt, item.answer, item.reference) if text)
+        return made() if length <= SHORT else await run_in_threadpool(made)
 
     def ask(self, item: Item, number: int, most: int = 0) -> Question:
         """The question about an item. Raises Refused."""
@@ -158,7 +171,7 @@ class Service:
         if method != "auto" or not swap:
             raise Refused(400, "'method' and 'swap' are for judges of pairs; this model gives a score to each response")
         items = [Item(prompt, response) for response in responses]
-        asked = await run_in_threadpool(lambda: [self.ask(item, n) for n, item in enumerate(items)])
+        asked = await self.ask_all(items)
         values = await self.read(asked)
         scores = [finite(self.model.reward(q, value).value) for q, value in zip(asked, values, strict=True)]
         order = sorted(range(len(scores)), key=lambda i: -scores[i])[: top or None]

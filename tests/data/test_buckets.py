@@ -50,3 +50,26 @@ def test_padding_is_marked():
     assert batch["segment_ids"].tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
     assert batch["ends"].tolist() == [[2], [0], [0]] and batch["example_mask"].tolist() == [[1.0], [1.0], [0.0]]
     assert batch["positions"].tolist()[0] == [0, 1, 2, 3]
+
+
+def test_given_shapes_are_filled_with_the_fewest_tokens():
+    """Against every way to fill them by length; each sequence once, in rows that are long enough."""
+    generator, sizes, padded = np.random.default_rng(2), (1, 2, 4), (16, 32, 64)
+
+    def least(left, overhead):
+        if not left:
+            return 0
+        length = next(p for p in padded if p >= left[0])
+        return min(rows * length + overhead + least(left[rows:], overhead) for rows in sizes)
+
+    for overhead in (0, 40):
+        lengths = generator.integers(1, 65, 9)
+        found = buckets.cover(lengths, sizes, padded, overhead)
+        assert sorted(i for _, _, indices in found for i in indices) == list(range(9))
+        assert all(lengths[indices].max() <= length and len(indices) <= rows for length, rows, indices in found)
+        assert {rows for _, rows, _ in found} <= set(sizes) and {length for length, _, _ in found} <= set(padded)
+        cost = sum(length * rows + overhead for length, rows, _ in found)
+        assert cost == least(sorted(map(int, lengths), reverse=True), overhead)
+    assert buckets.cover([], sizes, padded) == []
+    with pytest.raises(ValueError, match="65 tokens is longer than the longest bucket, 64"):
+        buckets.cover([65], sizes, padded)

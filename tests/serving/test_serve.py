@@ -226,8 +226,8 @@ def test_its_own_schema_is_true(server, client):
         schemathesis.specs.openapi.checks.status_code_conformance,
         schemathesis.specs.openapi.checks.content_type_conformance,
         schemathesis.specs.openapi.checks.response_schema_conformance,
-        schemathesis.specs.openapi.checks.negative_data_rejection,
     )
+    wrong = schemathesis.specs.openapi.checks.negative_data_rejection
     seen = []
 
     for result in schema.get_all_operations():
@@ -242,7 +242,8 @@ def test_its_own_schema_is_true(server, client):
             def check(case):
                 answer = case.call(headers={"authorization": f"Bearer {TOKEN}"}, timeout=60)
                 seen.append(answer.status_code)
-                case.validate_response(answer, checks=list(wanted))
+                too_large = answer.status_code == 413  # refused before anybody looks at the fields
+                case.validate_response(answer, checks=[*wanted] if too_large else [*wanted, wrong])
 
             try:
                 check()
