@@ -16,7 +16,7 @@ from gramjax.data import pipeline, tokenizer
 from gramjax.data.recipes import word_translation as recipe
 from gramjax.data.text import Renderer
 from gramjax.models import decoder, model
-from gramjax.objectives import bradley_terry, cross_entropy, grm
+from gramjax.objectives import bradley_terry, cross_entropy, dpo, grm, plackett_luce
 from gramjax.objectives import generative_preference as gram
 from gramjax.objectives import preference_representation as lrhp
 
@@ -25,6 +25,8 @@ CASES = {
     "judge": (gram, gram.Config(label_smoothing=0.1, label_space="full")),
     "bradley_terry": (bradley_terry, bradley_terry.Config(center_rewards_coefficient=0.1)),
     "grm": (grm, grm.Config(alpha=0.5, train_lm_head=True)),
+    "ipo": (dpo, dpo.Config(loss="ipo", reference_free=True)),
+    "lists": (plackett_luce, plackett_luce.Config(max_responses=3, l2=0.1)),
     "cross_entropy": (cross_entropy, cross_entropy.Config()),
     "preference_representation": (lrhp, lrhp.Config(contrastive=0.3)),
 }
@@ -45,6 +47,11 @@ def setting(name):
     if name == "cross_entropy":  # examples of different lengths
         longer = [row["chosen"] + " mirel" * (i % 5) for i, row in enumerate(rows)]
         rows = [{"prompt": row["prompt"], "completion": text} for row, text in zip(rows, longer)]
+    if name == "lists":  # of two and of three answers
+        answers = [
+            [row["chosen"], row["rejected"], row["rejected"] + " mirel"][: 2 + i % 2] for i, row in enumerate(rows)
+        ]
+        rows = [{**row, "responses": a, "ranking": list(range(len(a)))} for row, a in zip(rows, answers)]
     made = [objective.encode(row, renderer, config) for row in rows]
     examples = [item[i % 2] if isinstance(item, tuple) else item for i, item in enumerate(made)]
     arch = decoder.Config(
