@@ -10,7 +10,7 @@ test      the held-out rows of the set itself, and llmbar natural and neighbor a
 
 Every run is `gramjax train` with a config that lies in DIR/configs, and `gramjax evaluate`; a run whose result is in
 DIR/results is not made again, and `--summary` makes none at all but sums up what is there. Rows and splits:
-real_data_splits.py and `more_rows` here. Two CPU cores need about three hours; --quick takes minutes and its numbers
+real_data_splits.py and `more_rows` here. Two CPU cores need hours; --quick takes minutes and its numbers
 mean nothing.
 """
 

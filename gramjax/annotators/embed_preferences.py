@@ -16,7 +16,7 @@ import numpy as np
 from gramjax.core import margins, representations
 from gramjax.core.errors import UserError
 from gramjax.data.rows import Drop
-from gramjax.scoring.representations import Encoder, both_orders
+from gramjax.scoring.representations import Encoder, both_orders, rendered
 
 ROW_TYPES = ("preference", "pair_unlabelled")
 OPENS = "network"
@@ -71,17 +71,7 @@ def annotate(
     """
     read = {"representation": _represent, "hidden_difference": _subtract, "prompt": _prompts}[config.kind]
     for chunk in _chunks(rows, 8 * config.batch_size):
-        usable, sequences = [], []
-        for row in chunk:
-            try:
-                made = _sequences(row, encoder, config)
-            except Drop as drop:
-                if refuse is None:
-                    raise
-                refuse(row, drop.args[0])
-                continue
-            usable.append(row)
-            sequences += made
+        usable, sequences = rendered(chunk, lambda row: _sequences(row, encoder, config), refuse)
         if usable:
             yield from read(usable, sequences, encoder, config)
 

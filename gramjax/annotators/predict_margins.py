@@ -20,8 +20,7 @@ from gramjax.core.config import section
 from gramjax.core.errors import UserError
 from gramjax.core.margins import Standardisation
 from gramjax.data import readers
-from gramjax.data.rows import Drop
-from gramjax.scoring.representations import Encoder, both_orders
+from gramjax.scoring.representations import Encoder, both_orders, rendered
 
 ROW_TYPES = ("preference",)
 OPENS = "network"
@@ -97,17 +96,7 @@ def _features(
     refuse: Callable[[Mapping[str, Any], str], None] | None = None,
 ) -> tuple[list[Mapping[str, Any]], np.ndarray]:
     """The rows that can be rendered, and the numbers [N, F] that their margins are predicted from."""
-    usable, sequences = [], []
-    for row in rows:
-        try:
-            made = _sequences(row, encoder, config)
-        except Drop as drop:
-            if refuse is None:
-                raise
-            refuse(row, drop.args[0])
-            continue
-        usable.append(row)
-        sequences += made
+    usable, sequences = rendered(rows, lambda row: _sequences(row, encoder, config), refuse)
     if not usable or config.method == "constant":
         return usable, np.zeros((len(usable), 0))
     if config.method == "head":

@@ -21,7 +21,7 @@ from gramjax.core.errors import DataError, UserError
 from gramjax.data.rows import Tally, digest, text_field
 from gramjax.scoring import reward_model
 from gramjax.scoring.reading import Layout, Reader
-from gramjax.scoring.reward_model import RewardModel, Settings
+from gramjax.scoring.reward_model import RewardModel, settings_of
 
 ROW_TYPES = ("responses",)
 REFERENCE = True
@@ -72,14 +72,9 @@ class Config:
     seed: int = 0
 
 
-def settings(config: Config) -> Settings:
-    """How the reward model scores."""
-    return Settings(config.method, config.agg, config.label_space, config.beta, config.overlong)
-
-
 def check(model: Any, config: Config) -> str:
     """The selector. Raises UserError for settings that contradict each other or the model."""
-    kind = reward_model.check(model, settings(config))
+    kind = reward_model.check(model, settings_of(config))
     if config.selector not in SELECTORS:
         raise UserError(f"config.evals.best_of_n.selector={config.selector!r} is not one of {', '.join(SELECTORS)}")
     if config.selector == "argmax" and kind == "judge":
@@ -94,7 +89,7 @@ def check(model: Any, config: Config) -> str:
 def make_scorer(model: Any, renderer: Any, config: Config, mesh: Mesh | None = None) -> Reader:
     """The compiled function from weights and a padded batch to rewards or verdict logits (`scoring.reading`)."""
     model = model if mesh is None else dataclasses.replace(model, mesh=mesh)
-    return reward_model.make_reader(model, renderer, settings(config))
+    return reward_model.make_reader(model, renderer, settings_of(config))
 
 
 def evaluate(
@@ -117,7 +112,7 @@ def evaluate(
     selector = check(model, config)
     scorer = scorer or make_scorer(model, renderer, config, mesh)
     layout = Layout(config.batch_size, config.buckets, config.share)
-    judge = reward_model.build(model, weights, renderer, settings(config), layout, scorer, reference)
+    judge = reward_model.build(model, weights, renderer, settings_of(config), layout, scorer, reference)
     skipped, records = Tally(), []
     lists = [_List(row, index, config) for index, row in enumerate(list(rows)[: config.limit or None])]
     sizes = config.sizes or nested_sizes(min((len(item.responses) for item in lists), default=0))

@@ -16,7 +16,7 @@ from gramjax.core.errors import DataError, UserError
 from gramjax.data.rows import Tally, text_length
 from gramjax.scoring import reward_model
 from gramjax.scoring.reading import Layout, Reader
-from gramjax.scoring.reward_model import Comparison, Settings
+from gramjax.scoring.reward_model import Comparison, settings_of
 
 ROW_TYPES = ("preference",)
 REFERENCE = True
@@ -79,7 +79,7 @@ def evaluate(
     rows = list(rows)[: config.limit or None]
     scorer = scorer or make_scorer(model, renderer, config, mesh)
     layout = Layout(config.batch_size, config.buckets, config.share)
-    judge = reward_model.build(model, weights, renderer, settings(config), layout, scorer, reference)
+    judge = reward_model.build(model, weights, renderer, settings_of(config), layout, scorer, reference)
     orders = [_order(row, config, judge.kind) for row in rows]
     shown = ["both" if order == "none" else order for order in orders]
     found = judge.compare([(row["prompt"], row["chosen"], row["rejected"]) for row in rows], shown)
@@ -108,14 +108,9 @@ ORDERS = {"none": "none", "both": "both", "first": "chosen_first", "second": "re
 """How a pair is shown (the chosen answer is the first of the pair) and what its row says of it."""
 
 
-def settings(config: Config) -> Settings:
-    """How the reward model scores."""
-    return Settings(config.method, config.agg, config.label_space, config.beta, config.overlong)
-
-
 def check(model: Any, config: Config) -> None:
     """Raise UserError for settings that contradict each other or the model."""
-    reward_model.check(model, settings(config))
+    reward_model.check(model, settings_of(config))
     if config.length_difference not in ("relative", "characters"):
         raise UserError(
             f"config.evals.preference.length_difference is {config.length_difference!r}; use relative or characters"
@@ -127,7 +122,7 @@ def check(model: Any, config: Config) -> None:
 def make_scorer(model: Any, renderer: Any, config: Config, mesh: Mesh | None = None) -> Reader:
     """The compiled function from weights and a padded batch to rewards or verdict logits (`scoring.reading`)."""
     model = model if mesh is None else dataclasses.replace(model, mesh=mesh)
-    return reward_model.make_reader(model, renderer, settings(config))
+    return reward_model.make_reader(model, renderer, settings_of(config))
 
 
 def _order(row: Mapping[str, Any], config: Config, kind: str) -> str:

@@ -19,7 +19,7 @@ from gramjax.core.errors import DataError, UserError
 from gramjax.data.rows import Tally, text_length
 from gramjax.scoring import reward_model
 from gramjax.scoring.reading import Layout, Reader
-from gramjax.scoring.reward_model import RewardModel, Settings
+from gramjax.scoring.reward_model import RewardModel, settings_of
 
 ROW_TYPES = ("responses",)
 REFERENCE = True
@@ -53,15 +53,10 @@ class Config:
     """Of the intervals by bootstrap."""
 
 
-def settings(config: Config) -> Settings:
-    """How the reward model scores."""
-    return Settings(config.method, config.agg, config.label_space, config.beta, config.overlong)
-
-
 def make_scorer(model: Any, renderer: Any, config: Config, mesh: Mesh | None = None) -> Reader:
     """The compiled function from weights and a padded batch to rewards or verdict logits (`scoring.reading`)."""
     model = model if mesh is None else dataclasses.replace(model, mesh=mesh)
-    return reward_model.make_reader(model, renderer, settings(config))
+    return reward_model.make_reader(model, renderer, settings_of(config))
 
 
 def evaluate(
@@ -85,7 +80,7 @@ def evaluate(
         raise UserError("config.evals.rewardbench2.limit must not be negative")
     scorer = scorer or make_scorer(model, renderer, config, mesh)
     layout = Layout(config.batch_size, config.buckets, config.share)
-    judge = reward_model.build(model, weights, renderer, settings(config), layout, scorer, reference)
+    judge = reward_model.build(model, weights, renderer, settings_of(config), layout, scorer, reference)
     kept = list(rows)[: config.limit or None]
     for row in kept:
         _check(row)

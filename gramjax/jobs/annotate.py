@@ -50,9 +50,7 @@ def main(argv: list[str]) -> int:
         folder.prepare(workdir, config, arguments.overrides, config.resume, config.overwrite)
         found = readers.read(config.data.path, section, plugin.ROW_TYPES)
         with RowLog(workdir, jax.process_index() == 0) as log:
-            if strangers := log.done - {row["id"] for row in found.rows}:
-                raise UserError(f"{workdir} has row {min(strangers)!r}, which {config.data.path} has no more: the rows "
-                                "changed; choose another --workdir, or --config.overwrite=True to begin again")
+            log.check_known((row["id"] for row in found.rows), config.data.path)
             with vectors.VectorLog(workdir, len(log.written), jax.process_index() == 0) as kept:
                 annotate(plugin, own, config, found.rows, log, kept)
         summary = {

@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
 def open_service(config: Any, section: ServeSection, overrides: dict[str, Any]) -> "Service":
     """The model behind a queue. Raises UserError for settings that do not fit it."""
     from gramjax.scoring import references
-    from gramjax.scoring.reward_model import Settings
+    from gramjax.scoring.reward_model import settings_of
     from gramjax.serving.batching import Batcher
     from gramjax.serving.service import Service
     from gramjax.training import inheritance, scoring
@@ -77,7 +77,7 @@ def open_service(config: Any, section: ServeSection, overrides: dict[str, Any]) 
     if section.queue < 2 * section.max_items:
         raise UserError(f"config.serve.queue={section.queue} has no room for two sequences of each of "
                         f"config.serve.max_items={section.max_items} texts of a request")  # fmt: skip
-    settings = Settings(section.method, section.agg, section.label_space, section.beta, section.overlong)
+    settings = settings_of(section)
     model = scoring.open_reward_model(config, settings, layout_of(section, config.data.max_length))
     if known is not None and model.kind != "judge":
         raise UserError("config.serve.reference is given, but the model scores an answer by itself: leave it out")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,10 +11,33 @@ import numpy as np
 
 from gramjax.core import sharding
 from gramjax.data import buckets
+from gramjax.data.rows import Drop
 from gramjax.models import heads
 
 NEEDS = {"pair": "preference", "margin": "margin", "reward": "score", "last": "", "mean": ""}
 """What can be read, and the head that it needs."""
+
+
+def rendered(
+    rows: Iterable[Mapping[str, Any]],
+    render: Callable[[Mapping[str, Any]], Sequence[np.ndarray]],
+    refuse: Callable[[Mapping[str, Any], str], None] | None = None,
+) -> tuple[list[Mapping[str, Any]], list[np.ndarray]]:
+    """The rows that can be rendered, and all their sequences in order. The others go to `refuse` with the reason;
+    without it Drop is raised."""
+    usable: list[Mapping[str, Any]] = []
+    sequences: list[np.ndarray] = []
+    for row in rows:
+        try:
+            made = render(row)
+        except Drop as drop:
+            if refuse is None:
+                raise
+            refuse(row, drop.args[0])
+            continue
+        usable.append(row)
+        sequences += made
+    return usable, sequences
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,6 +42,11 @@ class Settings:
     """What happens to texts longer than config.data.max_length (see config.data.overlong; empty: the same as there)."""
 
 
+def settings_of(record: Any) -> Settings:
+    """The settings from a plug-in's config or a config section, which has fields of the same names."""
+    return Settings(**{field.name: getattr(record, field.name) for field in dataclasses.fields(Settings)})
+
+
 @dataclasses.dataclass(frozen=True)
 class Reward:
     """The reward of one answer."""

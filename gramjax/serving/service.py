@@ -18,7 +18,7 @@ from gramjax.core.errors import DataError, UserError
 from gramjax.data.rows import Drop, Text, text_length
 from gramjax.scoring import references
 from gramjax.scoring.references import References
-from gramjax.scoring.reward_model import Comparison, Question, RewardModel
+from gramjax.scoring.reward_model import Comparison, Question, RewardModel, difference
 from gramjax.serving.batching import Batcher, Closed, Full
 from gramjax.serving.guard import Refused
 
@@ -210,12 +210,6 @@ class Service:
             tokens, calls = tokens + count_tokens(asked), calls + sum(len(q.sequences) for q in asked)
         name = "pair" if count == 2 else found.method
         return Ranked(name, list(found.order), list(found.wins), judged, calls, tokens)
-
-
-def difference(first: float, second: float) -> Comparison:
-    """Two rewards as a comparison."""
-    margin = first - second
-    return Comparison(float(statistics.sigmoid(margin)), margin=margin, rewards=(first, second))
 
 
 def verdict(probability: float) -> str:

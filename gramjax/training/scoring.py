@@ -42,5 +42,5 @@ def load_reference(network: setup.Network, section: ReferenceSection) -> Any:
 
 def settings_of(section: ScoreSection) -> tuple[Settings, Layout]:
     """The scoring settings and the batches of `config.score`."""
-    settings = Settings(section.method, section.agg, section.label_space, section.beta, section.overlong)
+    settings = reward_model.settings_of(section)
     return settings, Layout(section.batch_size, section.buckets, section.share)

@@ -212,7 +212,7 @@ def test_with_real_networks_the_numbers_are_those_of_the_reward_model():
         dict(best_of_n.evaluate(model, weights, renderer, rows, settings, written.append, scorer=scorer))
         wide = dataclasses.replace(settings, batch_size=8, share=False)
         dict(best_of_n.evaluate(model, weights, renderer, rows[1:2], wide, alone.append, scorer=scorer))
-        asked = reward_model.build(model, weights, renderer, best_of_n.settings(settings), reader=scorer)
+        asked = reward_model.build(model, weights, renderer, reward_model.settings_of(settings), reader=scorer)
         if asked.kind == "score":
             rewards = asked.rewards([(rows[1]["prompt"], response) for response in rows[1]["responses"]])
             assert written[1]["rewards"] == pytest.approx([reward.value for reward in rewards], abs=1e-5)

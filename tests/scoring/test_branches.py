@@ -81,8 +81,6 @@ def test_sharing_changes_nothing_but_rounding(model_and_weights, kind, attention
     """Each text alone in a batch of its own against groups of up to seven in shared rows, read in every way."""
     model, weights = model_and_weights
     model = dataclasses.replace(model, attention=attention)
-    if kind == "implicit":
-        pytest.importorskip("gramjax.models.heads")
     reader = reading.make_reader(model, kind, (5, 6), full=True)
     sequences, groups = groups_of_texts(kind == "implicit")
     alone = [[i] for i in range(len(sequences))]
