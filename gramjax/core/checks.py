@@ -139,7 +139,8 @@ def settings(config: Mapping[str, Any]) -> dict[str, Setting]:
     for section, kind in PLUGINS.items():
         if section in config:
             name = config[section].get("name", "")
-            out.update(settings_of(plugins.load(kind, name).Config, f"{section}."))
+            plugin = plugins.load(kind, name)
+            out.update(settings_of(plugin.Config, f"{getattr(plugin, 'SECTION', section)}."))
             out[f"{section}.name"] = Setting(str, name)
     for name in config.get("evals", {}):
         out.update(settings_of(plugins.load("evals", name).Config, f"evals.{name}."))

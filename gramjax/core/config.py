@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from gramjax.core import plugins
 from gramjax.core.errors import UserError
+from gramjax.core.reinforcement import ELSEWHERE, GrpoSection, RewardSection
 from gramjax.core.use import ScoreSection, ServeSection
 
 T = TypeVar("T")
@@ -271,11 +272,16 @@ SECTIONS: dict[str, type] = {
     "ensemble": EnsembleSection,
     "sampling": SamplingSection,
     "generation": GenerationSection,
+    "grpo": GrpoSection,
+    "reward": RewardSection,
     "score": ScoreSection,
     "serve": ServeSection,
 }
 TRAINING = ("model", "tokenizer", "data", "optim", "train", "lora", "mesh", "log")
 """The sections of a training config."""
+
+ROLLING = ("sampling", "generation", "reward")
+"""Those of a training that draws its own examples, beside the section that is named after its objective."""
 
 
 GENERAL: dict[str, Any] = {"seed": 0, "resume": True, "overwrite": False, "job": "train"}
@@ -283,13 +289,9 @@ GENERAL: dict[str, Any] = {"seed": 0, "resume": True, "overwrite": False, "job":
 replace it; and the verb that the config is for."""
 
 
-ELSEWHERE = {"setting": "elsewhere"}
-"""Metadata of a dataclass field that is no setting of its section: a section of its own gives it."""
-
-
 def fields(record: Any) -> list[dataclasses.Field]:
     """The fields of a dataclass that are settings."""
-    return [field for field in dataclasses.fields(record) if "setting" not in field.metadata]
+    return [field for field in dataclasses.fields(record) if not field.metadata.keys() & ELSEWHERE.keys()]
 
 
 def as_config(record: Any) -> ConfigDict:
@@ -301,17 +303,29 @@ def as_config(record: Any) -> ConfigDict:
     return ConfigDict(values, convert_dict=False)
 
 
-def defaults(objective: str = "cross_entropy", evals: tuple[str, ...] = (), model: str = "decoder") -> ConfigDict:
+def defaults(
+    objective: str = "cross_entropy",
+    evals: tuple[str, ...] = (),
+    model: str = "decoder",
+    rewards: tuple[str, ...] = (),
+) -> ConfigDict:
     """The config of a training job: every section with its defaults, and those of the plug-ins it names."""
     config = ConfigDict(GENERAL)
     for name in TRAINING:
         config[name] = as_config(SECTIONS[name]())
     config.model.kind = model
     config.model.arch = as_config(plugins.load("models", model).Config())
-    config.objective = as_config(plugins.load("objectives", objective).Config())
-    if hasattr(plugins.load("objectives", objective), "needs_reference"):
+    method = plugins.load("objectives", objective)
+    if hasattr(method, "needs_reference"):
         config.reference = as_config(ReferenceSection())
+    own = getattr(method, "SECTION", "objective")  # the rollouts and the loss share a section
+    config.objective = ConfigDict()
+    config[own] = as_config(method.Config())
     config.objective.name = objective
+    if own != "objective":
+        for name in ROLLING:
+            config[name] = as_config(SECTIONS[name]())
+        config.rewards = ConfigDict({name: as_config(plugins.load("rewards", name).Config()) for name in rewards})
     config.phases = ConfigDict()
     config.evals = ConfigDict({name: as_config(plugins.load("evals", name).Config()) for name in evals})
     return config

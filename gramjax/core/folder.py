@@ -18,11 +18,13 @@ CONTENTS = ("config.json", "overrides.json", "env.json", "metrics.jsonl", "tb", 
             "checkpoints-refused", "samples", "eval",
             "plots", "tokenizer", "data.json", "report.html", "DONE", "wandb",
             "rows.jsonl", "refused.jsonl", "summary.json", "steps", "rounds.json", "objective.json",
+            "pass_rates.jsonl",
             "vectors.safetensors", "vectors.ids.json", "vectors.part")
 """What a run leaves in its folder; `overwrite` removes exactly these."""
 
 FREE = ("job", "resume", "overwrite", "log", "mesh", "generation", "evals", "data.valid", "model.attention",
         "train.steps", "train.epochs", "train.remat", "train.scan_layers", "train.logit_chunk", "train.log_every",
+        "grpo.completions_every", "grpo.completions_shown", "reward.timeout", "reward.threads", "reward.processes",
         "train.eval_every", "train.save_every", "train.keep", "score.batch_size", "score.buckets", "score.share",
         "score.chunk")
 """Settings that may change when a run goes on: not what a step computes, only how, where and how long."""

@@ -136,8 +136,11 @@ def _nothing(count: int, out: Examples, section: DataSection) -> str:
     return f"0 of {count:,} rows usable: {'; '.join(parts)}{hint}"
 
 
-def pack_plan(lengths: Sequence[Sequence[int]], capacity: int, order: Sequence[int]) -> list[list[int]]:
-    """Groups of examples that share a row: first fit in the given order, every side of a pair within `capacity`.
+def pack_plan(
+    lengths: Sequence[Sequence[int]], capacity: int, order: Sequence[int], most: int = 0
+) -> list[list[int]]:
+    """Groups of examples that share a row: first fit in the given order, every side of a pair within `capacity`, and at
+    most `most` examples (0: any number).
 
     `lengths[i]` holds the length of each sequence of example i. Raises DataError for one that fits no row.
     """
@@ -157,6 +160,8 @@ def pack_plan(lengths: Sequence[Sequence[int]], capacity: int, order: Sequence[i
             free.append([capacity] * len(sizes))
         groups[group].append(index)
         free[group] = [room - size for room, size in zip(free[group], sizes, strict=True)]
+        if len(groups[group]) == most:
+            free[group] = [0] * len(sizes)
         while first < len(groups) and min(free[first]) < 2:
             first += 1
     return groups
@@ -167,7 +172,8 @@ def collate(rows: Sequence[Sequence[Example]], length: int, slots: int = 1, pad_
 
     Returns `tokens, labels, segment_ids, positions` int32 and `loss_mask` float32, all [B,T] (pairs [B,2,T]); `ends`
     int32 [B,N] (pairs [B,2,N]); `example_mask` float32 and every scalar field [B,N]. `loss_mask[t]` is the weight of
-    predicting `labels[t]`, the token at t + 1 of the same example. A row without examples is all padding.
+    predicting `labels[t]`, the token at t + 1 of the same example; numbers per token ([B,T] float32) are aligned alike.
+    A row without examples is all padding.
     """
     sample = next((example for row in rows for example in row), None)
     if sample is None:
@@ -184,6 +190,7 @@ def collate(rows: Sequence[Sequence[Example]], length: int, slots: int = 1, pad_
         name: np.zeros((size, slots), np.float32 if isinstance(value, float) else np.int32)
         for name, value in sample.fields.items()
     }
+    beside = {name: np.zeros(shape, np.float32) for name in sample.per_token}
     for b, row in enumerate(rows):
         starts = [0] * sides
         for n, example in enumerate(row):
@@ -197,12 +204,14 @@ def collate(rows: Sequence[Sequence[Example]], length: int, slots: int = 1, pad_
                 tokens[b, side, start:stop] = ids
                 labels[b, side, start : stop - 1] = ids[1:]
                 loss_mask[b, side, start : stop - 1] = mask[1:]
+                for name, numbers in beside.items():
+                    numbers[b, side, start : stop - 1] = example.per_token[name][side][1:]
                 segments[b, side, start:stop] = n + 1
                 positions[b, side, start:stop] = np.arange(len(ids))
                 ends[b, side, n] = stop - 1
                 starts[side] = stop
     batch: Batch = {"tokens": tokens, "labels": labels, "segment_ids": segments, "positions": positions}
-    batch = {**batch, "loss_mask": loss_mask, "ends": ends}
+    batch = {**batch, "loss_mask": loss_mask, "ends": ends} | beside
     if sides == 1:
         batch = {name: array[:, 0] for name, array in batch.items()}
     return batch | {"example_mask": example_mask} | fields
@@ -298,6 +307,10 @@ class Pipeline:
         made = self.batch(self._step)
         self._step += 1
         return made
+
+    def metrics(self) -> dict[str, tuple[float, float]]:
+        """Nothing: rows say all there is to say."""
+        return {}
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a saved position to mean the same batches."""

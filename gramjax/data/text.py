@@ -58,6 +58,8 @@ class Example:
     """float32, as long as the tokens: the weight of predicting token i (so `[0]` never counts)."""
     fields: dict[str, float | int] = dataclasses.field(default_factory=dict)
     """Scalars of the example, such as `verdict`."""
+    per_token: dict[str, tuple[np.ndarray, ...]] = dataclasses.field(default_factory=dict)
+    """Numbers beside the tokens of each sequence, float32, such as the log-probabilities that a sampler found."""
 
 
 def example(*sequences: tuple[Sequence[int], Sequence[float]], **fields: float | int) -> Example:

@@ -11,7 +11,7 @@ import numpy as np
 
 from gramjax.core import runtime
 from gramjax.core.errors import GramjaxError, Preempted
-from gramjax.training.step import State
+from gramjax.training.step import State, extreme
 
 
 class Source(Protocol):
@@ -25,6 +25,9 @@ class Source(Protocol):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
+
+    def metrics(self) -> dict[str, tuple[float, float]]:
+        """What the source has to say of the batch that it gave last, as (total, weight) pairs."""
 
 
 class Writer(Protocol):
@@ -66,7 +69,7 @@ def run(
 
     `put` places a host batch on the devices. Metrics of a step are fetched after the next step has been dispatched,
     so that the host never stalls the devices. Raises NotFinite naming the step when the loss is not finite, and
-    Preempted when `stop` says so: after the step at hand, with its state saved.
+    Preempted when `stop` (after the step at hand) or the source says so, with the state saved.
     """
     waiting: list[tuple[int, Any]] = []
     meter = Meter(num_tokens)
@@ -89,9 +92,17 @@ def run(
         if save is not None and plan.save_every and step % plan.save_every == 0 and step > start_step:
             flush(step)
             save(step, state, {"source": source.state(), "num_tokens": meter.num_tokens})
-        batch = source.next(state["params"])
+        try:
+            batch = source.next(state["params"])
+        except Preempted:  # a rollout takes long: what it has made so far is drawn again
+            flush(step)
+            if save is not None and step > start_step:
+                save(step, state, {"source": source.state(), "num_tokens": meter.num_tokens})
+            raise
+        about = source.metrics()
         meter.add(batch)
         state, metrics = step_function(state, put(batch))
+        metrics = {**metrics, **about}
         if waiting and waiting[-1][0] % plan.log_every == 0:
             flush(waiting[-1][0])
         waiting.append((step + 1, metrics))
@@ -106,17 +117,16 @@ def run(
 
 
 def mean_metrics(steps: Iterable[Mapping[str, tuple[Any, Any]]]) -> dict[str, float]:
-    """Total over weight of each metric across steps; extremes for names that start with `min_` or `max_`."""
+    """Total over weight of each metric across the steps that have it; extremes for names with `min` or `max`."""
     steps = list(steps)
     out = {}
-    for name in steps[0]:
-        totals = [float(s[name][0]) for s in steps]
-        if name.startswith("min_"):
-            out[name] = min(totals)
-        elif name.startswith("max_"):
-            out[name] = max(totals)
+    for name in dict.fromkeys(name for step in steps for name in step):
+        pairs = [(float(total), float(weight)) for total, weight in (s[name] for s in steps if name in s)]
+        totals = [total for total, _ in pairs]
+        if kind := extreme(name):
+            out[name] = min(totals) if kind == "min" else max(totals)
         else:
-            out[name] = sum(totals) / max(sum(float(s[name][1]) for s in steps), 1e-9)
+            out[name] = sum(totals) / max(sum(weight for _, weight in pairs), 1e-9)
     return out
 
 

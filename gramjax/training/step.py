@@ -30,10 +30,13 @@ def make_step(
     labels: Mapping[str, str],
     learning_rate: optax.Schedule,
     grad_accum: int = 1,
+    may_be_empty: bool = False,
 ) -> Callable[..., tuple[State, dict[str, Pair]]]:
     """The function `(state, batch[, reference]) -> (state, metrics)`, to be jitted with the state alone donated.
 
     `reference` holds the parameters at rest of a model that `loss` is to be given in use (packed once a step).
+    `may_be_empty`: a batch whose loss has weight 0 changes neither parameters nor optimiser state (momentum would move
+    them); the step counts.
     """
 
     def total_loss(trained: dict[str, Any], frozen: dict[str, Any], batch: Any, *packed: Any) -> tuple[jax.Array, Any]:
@@ -56,11 +59,19 @@ def make_step(
             grads, metrics = _accumulate(gradients, batch, grad_accum, model.mesh)
         weight = jnp.maximum(metrics["loss"][1], 1e-9)
         grads = jax.tree.map(lambda g: g / weight, grads)
-        # The zeros stand for gradients that nobody computes; the frozen branch of the optimiser does not read them.
-        zeros = jax.tree.map(jnp.zeros_like, frozen)
-        updates, opt_state = tx.update(tree.merge(grads, zeros), state["opt_state"], state["params"])
-        updates, _ = tree.split(updates, labels)
-        trained = optax.apply_updates(trained, updates)
+
+        def learn(trained: Any, opt_state: Any) -> tuple[Any, Any]:
+            # The zeros stand for gradients that nobody computes; the frozen branch of the optimiser does not read them.
+            zeros = jax.tree.map(jnp.zeros_like, frozen)
+            updates, opt_state = tx.update(tree.merge(grads, zeros), opt_state, state["params"])
+            updates, _ = tree.split(updates, labels)
+            return optax.apply_updates(trained, updates), opt_state
+
+        if may_be_empty:
+            full = metrics["loss"][1] > 0
+            trained, opt_state = jax.lax.cond(full, learn, lambda *same: same, trained, state["opt_state"])
+        else:
+            trained, opt_state = learn(trained, state["opt_state"])
         one = jnp.ones((), jnp.float32)
         metrics["grad_norm"] = (optax.tree.norm(grads), one)
         metrics["learning_rate"] = (jnp.asarray(learning_rate(state["step"]), jnp.float32), one)
@@ -90,7 +101,13 @@ def _accumulate(gradients: Callable[[Any], tuple[Any, Any]], batch: Any, count: 
 
 
 def _reduce(name: str, pair: Pair) -> Pair:
-    """Totals and weights summed over microbatches; names that start with `min_` or `max_` keep the extreme."""
+    """Totals and weights summed over microbatches; names with the word `min` or `max` keep the extreme."""
     total, weight = pair
-    extreme = {"min_": jnp.min, "max_": jnp.max}.get(name[:4], jnp.sum)
-    return extreme(total), jnp.sum(weight)
+    reduce = {"min": jnp.min, "max": jnp.max}.get(extreme(name), jnp.sum)
+    return reduce(total), jnp.sum(weight)
+
+
+def extreme(name: str) -> str:
+    """`min` or `max` for a metric with that word in the last part of its name (`clip_ratio/low_min`), else ""."""
+    words = name.rsplit("/", 1)[-1].split("_")
+    return next((word for word in ("min", "max") if word in words), "")

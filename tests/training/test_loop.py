@@ -27,6 +27,9 @@ class Source:
         self.events.append(("batch", self.count))
         return {"segment_ids": np.ones((2, 4), np.int32)}
 
+    def metrics(self):
+        return {}
+
     def state(self):
         return {"count": self.count}
 
