@@ -105,7 +105,25 @@ def token_logprobs(weights: Any, hidden_BTD: jax.Array, labels_BT: jax.Array, ch
     logits again: one product more than `cross_entropy`, which is for sums.
     """
     matrix, tied = output_matrix(weights)
-    return _token_logprobs(hidden_BTD, matrix, labels_BT, tied, chunk)
+    return _token_statistics(hidden_BTD, matrix, labels_BT, tied, chunk, 1.0, "off")[0]
+
+
+def token_statistics(
+    weights: Any,
+    hidden_BTD: jax.Array,
+    labels_BT: jax.Array,
+    chunk: int = 1024,
+    temperature: float = 1.0,
+    entropy_gradient: bool = True,
+) -> tuple[jax.Array, jax.Array]:
+    """`token_logprobs` of logits / temperature, and the entropies [B, T] of the same distributions.
+
+    Value and gradient of both are exact, of one pass and a second for the gradient. Without `entropy_gradient` the
+    entropies are constants, which saves their part of the backward pass.
+    """
+    matrix, tied = output_matrix(weights)
+    entropy = "gradient" if entropy_gradient else "value"
+    return _token_statistics(hidden_BTD, matrix, labels_BT, tied, chunk, float(temperature), entropy)
 
 
 def _chunks(B: int, T: int, chunk: int) -> tuple[int, int]:
@@ -188,45 +206,61 @@ def _cross_entropy_backward(tied, chunk, saved, cotangent):
 _cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _token_logprobs(
-    hidden_BTD: jax.Array, matrix: jax.Array, labels_BT: jax.Array, tied: bool, chunk: int
-) -> jax.Array:
-    return _token_logprobs_forward(hidden_BTD, matrix, labels_BT, tied, chunk)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+def _token_statistics(
+    hidden_BTD: jax.Array,
+    matrix: jax.Array,
+    labels_BT: jax.Array,
+    tied: bool,
+    chunk: int,
+    temperature: float,
+    entropy: str,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities and entropies; `entropy` is `off` (zeros), `value` (a constant) or `gradient`."""
+    return _token_statistics_forward(hidden_BTD, matrix, labels_BT, tied, chunk, temperature, entropy)[0]
 
 
-def _token_logprobs_forward(hidden_BTD, matrix, labels_BT, tied, chunk):
+def _token_statistics_forward(hidden_BTD, matrix, labels_BT, tied, chunk, temperature, entropy):
     B, T = labels_BT.shape
     count, size = _chunks(B, T, chunk)
 
     def step(_, part):
         hidden, labels = part
-        out = _matmul(hidden, matrix, tied)
+        out = _matmul(hidden, matrix, tied) / temperature
         normaliser = jax.nn.logsumexp(out, axis=-1)
         picked = jnp.take_along_axis(out, labels[:, None], axis=-1, mode="clip")[:, 0]
-        return None, (picked - normaliser, normaliser)
+        if entropy == "off":
+            return None, (picked - normaliser, jnp.zeros_like(normaliser), normaliser)
+        logp = out - normaliser[:, None]
+        return None, (picked - normaliser, -jnp.sum(jnp.exp(logp) * logp, axis=-1), normaliser)
 
     parts = (_split(hidden_BTD, count, size), _split(labels_BT, count, size))
-    _, (logprobs, normalisers) = jax.lax.scan(step, None, parts)
-    return _join(logprobs, B), (hidden_BTD, matrix, labels_BT, _join(normalisers, B))
+    _, found = jax.lax.scan(step, None, parts)
+    logprobs, entropies, normalisers = (_join(x, B) for x in found)
+    return (logprobs, entropies), (hidden_BTD, matrix, labels_BT, normalisers, entropies)
 
 
-def _token_logprobs_backward(tied, chunk, saved, cotangent_BT):
-    hidden_BTD, matrix, labels_BT, normaliser_BT = saved
+def _token_statistics_backward(tied, chunk, temperature, entropy, saved, cotangents):
+    hidden_BTD, matrix, labels_BT, normaliser_BT, entropy_BT = saved
     B, T = labels_BT.shape
     count, size = _chunks(B, T, chunk)
 
     def step(d_matrix, part):
-        hidden, labels, normaliser, cotangent = part
-        out = _matmul(hidden, matrix, tied)
-        hit = jax.lax.broadcasted_iota(jnp.int32, out.shape, 1) == labels[:, None]
-        d_out = ((hit - jnp.exp(out - normaliser[:, None])) * cotangent[:, None]).astype(hidden.dtype)
+        hidden, labels, normaliser, d_logprob, entropies, d_entropy = part
+        logp = _matmul(hidden, matrix, tied) / temperature - normaliser[:, None]
+        hit = jax.lax.broadcasted_iota(jnp.int32, logp.shape, 1) == labels[:, None]
+        p = jnp.exp(logp)
+        d_out = (hit - p) * d_logprob[:, None]
+        if entropy == "gradient":
+            d_out -= p * (logp + entropies[:, None]) * d_entropy[:, None]
+        d_out = (d_out / temperature).astype(hidden.dtype)
         d_hidden, d_part = _matmul_gradients(d_out, hidden, matrix, tied)
         return d_matrix + d_part, d_hidden
 
-    parts = tuple(_split(x, count, size) for x in (hidden_BTD, labels_BT, normaliser_BT, cotangent_BT))
+    arrays = (hidden_BTD, labels_BT, normaliser_BT, cotangents[0], entropy_BT, cotangents[1])
+    parts = tuple(_split(x, count, size) for x in arrays)
     d_matrix, d_hidden = jax.lax.scan(step, jnp.zeros(matrix.shape, jnp.float32), parts)
     return _join(d_hidden, B), d_matrix.astype(matrix.dtype), None
 
 
-_token_logprobs.defvjp(_token_logprobs_forward, _token_logprobs_backward)
+_token_statistics.defvjp(_token_statistics_forward, _token_statistics_backward)

@@ -105,3 +105,47 @@ def test_positions_pick_their_rows():
 def test_a_missing_reward_head_is_named():
     with pytest.raises(UserError, match="no scalar reward head"):
         heads.score({"embed": jnp.zeros((2, 2))}, jnp.zeros((1, 1, 2)))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("chunk", [7, 1000])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_token_statistics_are_those_of_all_logits(case, tied, chunk, temperature):
+    """Log-probability and entropy of every token, and the gradient of a sum that weighs each token differently."""
+    hidden, table, labels, weight = case
+    weights = {"embed": table} if tied else {"embed": table, "lm_head": table.T[:, ::-1]}
+
+    def direct(weights, hidden):
+        logp = jax.nn.log_softmax(heads.logits(weights, hidden) / temperature)
+        entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
+        return jnp.take_along_axis(logp, labels[..., None], axis=-1)[..., 0], entropy
+
+    def chunked(weights, hidden):
+        return heads.token_statistics(weights, hidden, labels, chunk, temperature)
+
+    def total(function):
+        def loss(weights, hidden):
+            logp, entropy = function(weights, hidden)
+            return jnp.sum(jnp.sin(weight * logp) + jnp.cos(weight + entropy)), (logp, entropy)
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(weights, hidden)
+
+    (_, want), (want_w, want_h) = total(direct)
+    (_, got), (got_w, got_h) = total(chunked)
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got[1], want[1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got_h, want_h, atol=1e-5)
+    for name in weights:
+        np.testing.assert_allclose(got_w[name], want_w[name], atol=1e-5)
+
+
+def test_an_entropy_without_gradient_is_a_constant(case):
+    hidden, table, labels, _ = case
+
+    def entropy(hidden, gradient):
+        return jnp.sum(heads.token_statistics({"embed": table}, hidden, labels, 6, 1.0, gradient)[1])
+
+    value, slope = jax.value_and_grad(entropy)(hidden, False)
+    want, moves = jax.value_and_grad(entropy)(hidden, True)
+    np.testing.assert_array_equal(value, want)
+    assert not np.any(slope) and np.any(moves)
