@@ -30,7 +30,8 @@ class GrpoSection:
     # -- advantages --
     advantage: str = "auto"
     """`grpo` (over the standard deviation of the group), `batch` (of the batch), `unscaled` (Dr. GRPO), `rloo`,
-    `reinforce++`, `reinforce++_baseline`, `opo`, `remax`, `gpg`, `passk`; auto: `unscaled` for loss=dr_grpo, else `grpo`."""
+    `reinforce++`, `reinforce++_baseline`, `opo`, `remax`, `gpg`, `passk`; auto: `unscaled` for loss=dr_grpo, else
+    `grpo`."""
     advantage_epsilon: float = 1e-6
     """Added to the standard deviation. A group whose rewards are all equal has advantages of exactly 0."""
     std_floor: float = 0.0
@@ -43,7 +44,8 @@ class GrpoSection:
     max_resamples: int = 8
     """Most further draws of one rollout with zero_variance=resample."""
     mask_truncated: str = "none"
-    """Answers cut at the limit give no gradient: `none`, `all`, or `wrong` ones that do not repeat themselves."""
+    """Answers cut at the limit give no gradient: `none`, `all`, `wrong` ones that do not repeat themselves, or
+    `wrong_repetitive` ones (what the code of the study did)."""
 
     # -- which samples (the study of positive and negative samples) --
     samples: str = "all"
@@ -65,13 +67,15 @@ class GrpoSection:
     offline_per_prompt: int = 0
     """Most solutions put into one group; 0: as many as there are wrong answers."""
     offline_shaping: str = "p_div"
-    """f of the policy's probability p of an offline token: `p_div` p/(p+gamma), `none` p, `sqrt`, `logp`."""
+    """f of the policy's probability p of an offline token: `p_div` p/(p+gamma), `none` p, `pow` p^gamma, `sqrt`,
+    `logp`."""
     offline_gamma: float = 0.1
-    """Of `p_div`."""
+    """Of `p_div` and `pow`."""
     offline_baseline: str = "mixed"
-    """Group statistics over all samples (`mixed`) or over those of the policy (`on_policy`)."""
+    """Group statistics over all samples (`mixed`) or over those of the policy (`on_policy`; where these are all equal,
+    advantages are not divided by their deviation)."""
     offline_clip: bool = False
-    """Clip the ratio of on-policy samples in steps with offline ones as in others."""
+    """Clip the ratio of on-policy samples in runs with offline ones as in others; the study did not."""
 
     # -- loss --
     loss: str = "dapo"
@@ -98,9 +102,9 @@ class GrpoSection:
     vespo_negative: tuple[float, float] = (3.0, 2.0)
     """k and lambda of vespo for negative advantages."""
     entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
+    """Weight of the entropy bonus, which is averaged like the loss (TRL's is always a token mean)."""
     top_entropy_quantile: float = 1.0
-    """Share of the tokens, those of highest entropy, that the policy loss uses."""
+    """Share of the tokens of a microbatch, those of highest entropy, that policy loss and entropy bonus use."""
 
     # -- distance to the reference --
     beta: float = 0.0
