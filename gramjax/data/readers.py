@@ -40,6 +40,16 @@ class Rows:
         return len(self.rows) + self.dropped.total
 
 
+def counts(found: Rows, examples: int, dropped: Tally) -> dict[str, Any]:
+    """What became of the rows of a training, as `data.json` says it; `dropped` holds all that was left out."""
+    return {
+        "rows": found.total,
+        "examples": examples,
+        "dropped": {reason: list(item) for reason, item in dropped.items()},
+        "notes": {note: list(item) for note, item in found.notes.items()},
+    }
+
+
 def _recipe(source: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of `recipe:NAME[:SPLIT[:SIZE[:SEED]]]`."""
     _, name, *rest = source.split(":")

@@ -12,7 +12,8 @@ from gramjax.core import config as configs
 from gramjax.core import ensembles, flags, folder, judgements, leaderboards, runtime, spec
 from gramjax.core.errors import GramjaxError, UserError
 from gramjax.data import readers
-from gramjax.training import evaluation, exports, inheritance, sampling, scoring, setup
+from gramjax.training import evaluation, exports, inheritance, scoring, setup
+from gramjax.training.ends import end_ids_of
 
 SHOWN = ("num_pairs", "accuracy", "accuracy_one_draw", "ties", "num_tied", "num_unreadable", "agreement",
          "swap_consistency", "order_correlation", "position_bias", "ece", "brier", "rm_bench_overall", "rm_bench_hard",
@@ -76,7 +77,7 @@ def judge(config: Any, overrides: dict[str, Any], target: Path) -> dict[str, dic
         "dropped_rows": {reason: {"count": count, "first": first} for reason, (count, first) in found.dropped.items()},
         "inherited": settings,
     }
-    ends = sampling.end_ids_of(network)
+    ends = end_ids_of(network)
     reference = scoring.load_reference(network, section) if section.path else None
     evaluator = evaluation.make_evaluator(network.model, network.renderer, config.evals, ends, reference)
     return evaluator(params, found.rows, target, facts)

@@ -18,7 +18,8 @@ from gramjax.core.errors import UserError
 from gramjax.core.writer import Writer
 from gramjax.data import readers
 from gramjax.models import lora
-from gramjax.training import evaluation, loop, reference, sampling, setup
+from gramjax.training import evaluation, loop, reference, rollout_log, setup
+from gramjax.training.ends import end_ids_of
 
 
 def main(argv: list[str]) -> int:
@@ -95,9 +96,11 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> 
         watching = watch if jax.process_count() == 1 else contextlib.nullcontext()
         with Writer(workdir, log, run.total_steps, start_step) as writer, saved, watching:
             announce(writer, name, run, start_step)
+            if run.rolls:
+                rollout_log.attach(run, workdir, writer, watch, compared)
 
             network = run.network
-            ends, evals = sampling.end_ids_of(network), config.evals if rows else {}
+            ends, evals = end_ids_of(network), config.evals if rows else {}
             beside = reference.packed(compared, network) if evaluation.compares(evals) else None
             evaluator = evaluation.make_evaluator(network.model, network.renderer, evals, ends, beside)
 
@@ -184,6 +187,8 @@ def compile_step(
     run: setup.Run, state: Any, writer: Writer, started: float, compared: reference.Reference | None
 ) -> Any:
     """The step `(state, batch) -> (state, metrics)`, compiled for the shapes of the data; says what memory it takes."""
+    if run.rolls:  # the first rollout comes first, and batches come in several shapes, each compiled when it is met
+        return run.step
     second = () if compared is None else (compared.params,)
     compiled = run.step.lower(state, run.put(run.source.batch(0)), *second).compile()
     memory = compiled.memory_analysis()

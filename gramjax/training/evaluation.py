@@ -11,7 +11,7 @@ from gramjax.core import config as configs
 from gramjax.core import plugins
 from gramjax.generation.sampler import Sampler
 from gramjax.models.model import Model
-from gramjax.training import sampling as samplers
+from gramjax.training.ends import end_ids as default_ends
 
 Evaluator = Callable[[Any, Sequence[Mapping[str, Any]], Path, Mapping[str, Any]], dict[str, dict[str, Any]]]
 """`evaluator(params, rows, folder, facts) -> {eval: results}`."""
@@ -45,7 +45,7 @@ def make_evaluator(
         config = configs.section(values, module.Config, f"evals.{name}")
         samples = getattr(module, "SAMPLES", False)
         parts[name] = (module, config, None if samples else module.make_scorer(model, renderer, config, model.mesh))
-    ends = end_ids or samplers.end_ids(renderer.tokenizer)
+    ends = end_ids or default_ends(renderer.tokenizer)
 
     def evaluate(
         params: Any, rows: Sequence[Mapping[str, Any]], folder: Path, facts: Mapping[str, Any]

@@ -26,7 +26,7 @@ from gramjax.data.text import Renderer
 from gramjax.models import lora
 from gramjax.models.attention import compiler_options
 from gramjax.models.model import Model, build
-from gramjax.training import optimizer
+from gramjax.training import optimizer, reinforcement
 from gramjax.training.step import State, make_step
 
 SHARED_ARCHITECTURE = ("heads", "preference_width")
@@ -59,7 +59,10 @@ class Run:
     tx: Any
     step: Any
     """The training step, jitted with shardings and a donated state."""
-    source: pipeline.Pipeline
+    source: Any
+    """Where batches come from: a `pipeline.Pipeline` or `generation.rollouts.Rollouts`."""
+    rolls: bool
+    """Whether the source draws its own examples: batches differ in shape, and it is given the reference."""
     abstract_state: State
     """Shapes, dtypes and shardings of the state."""
     total_steps: int
@@ -67,9 +70,14 @@ class Run:
     data_counts: dict[str, Any]
 
     def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """A batch of this process as global arrays, rows over `data` and `fsdp`."""
-        place = sharding.batch_sharding(self.network.mesh)
-        return {name: jax.make_array_from_process_local_data(place, x) for name, x in batch.items()}
+        """A batch of this process as global arrays."""
+        return put(self.network.mesh, batch)
+
+
+def put(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """A batch of this process as global arrays, rows over `data` and `fsdp`."""
+    place = sharding.batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(place, x) for name, x in batch.items()}
 
 
 def open_network(config: Any, heads: tuple[str, ...] = (), remat: str = "none", scan_layers: bool = True) -> Network:
@@ -180,7 +188,9 @@ def build_run(config: Any) -> Run:
     """Build everything of a training job but the arrays of its state."""
     train = configs.section(config.train, configs.TrainSection, "train")
     objective = plugins.load("objectives", config.objective.name)
-    objective_config = configs.section(config.objective, objective.Config, "objective")
+    own = getattr(objective, "SECTION", "objective")
+    rolls = own != "objective"
+    objective_config = configs.section(config[own], objective.Config, own)
     network = open_network(config, objective.HEADS, train.remat, train.scan_layers)
     model, mesh, renderer = network.model, network.mesh, network.renderer
     if hasattr(objective, "resolve"):
@@ -188,29 +198,15 @@ def build_run(config: Any) -> Run:
     with_reference = needs_reference(objective, objective_config)
     if not with_reference and config.get("reference", {}).get("path"):
         raise UserError("config.reference.path is given, but this objective with these settings looks at no reference")
-    check_batch(train, mesh)
-
-    section = data_section(config)
-    wanted = objective.row_types(objective_config) if hasattr(objective, "row_types") else objective.ROW_TYPES
-    found = readers.read_all(section.train, section, wanted)
-    if hasattr(objective, "fit_rows"):
-        objective_config = objective.fit_rows(objective_config, found.rows)
-    encode = functools.partial(_encode, objective, renderer, objective_config)
-    examples = pipeline.encode_rows(found.rows, encode, section, model.config.vocab_size)
-    source = pipeline.Pipeline(
-        examples,
-        section,
-        train.batch_size,
-        config.seed,
-        train.epochs,
-        train.steps,
-        jax.process_index(),
-        jax.process_count(),
-        renderer.tokenizer.pad_id,
-        found.files,
-    )
-    dropped = rows.Tally(found.dropped)
-    dropped.merge(examples.dropped)
+    source: Any
+    if rolls:
+        source, objective_config, counts = reinforcement.build_source(
+            config, network, objective_config, functools.partial(put, mesh)
+        )
+    else:
+        check_batch(train, mesh)
+        source, objective_config, counts = _offline_source(config, network, objective, objective_config)
+    counts["notes"] |= {name: [n, ""] for name, n in renderer.counts.items()}
 
     specs = model.specs()
     labels = trained(list(tree.flatten(specs, is_leaf=spec.is_spec)), train.trainable, network.source)
@@ -224,7 +220,9 @@ def build_run(config: Any) -> Run:
         labels,
         optimizer.schedule(optim, source.steps),
         train.grad_accum,
+        may_be_empty=rolls,
     )
+    with_reference = with_reference and not rolls
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     jitted = jax.jit(
         step,
@@ -233,16 +231,38 @@ def build_run(config: Any) -> Run:
         out_shardings=(shardings, None),
         compiler_options=compiler_options(),
     )
-    counts = {
-        "rows": found.total,
-        "examples": len(examples),
-        "dropped": {reason: list(item) for reason, item in dropped.items()},
-        "notes": {note: list(item) for note, item in found.notes.items()}
-        | {name: [n, ""] for name, n in renderer.counts.items()},
-    }
     return Run(
-        network, objective, objective_config, labels, tx, jitted, source, abstract, source.steps, config.seed, counts
+        network, objective, objective_config, labels, tx, jitted, source, rolls, abstract, source.steps, config.seed,
+        counts,
+    )  # fmt: skip
+
+
+def _offline_source(
+    config: Any, network: Network, objective: ModuleType, objective_config: Any
+) -> tuple[pipeline.Pipeline, Any, dict[str, Any]]:
+    """Rows as batches, the settings of the objective that follow from them, and what became of the rows."""
+    train, section = configs.section(config.train, configs.TrainSection, "train"), data_section(config)
+    wanted = objective.row_types(objective_config) if hasattr(objective, "row_types") else objective.ROW_TYPES
+    found = readers.read_all(section.train, section, wanted)
+    if hasattr(objective, "fit_rows"):
+        objective_config = objective.fit_rows(objective_config, found.rows)
+    encode = functools.partial(_encode, objective, network.renderer, objective_config)
+    examples = pipeline.encode_rows(found.rows, encode, section, network.model.config.vocab_size)
+    source = pipeline.Pipeline(
+        examples,
+        section,
+        train.batch_size,
+        config.seed,
+        train.epochs,
+        train.steps,
+        jax.process_index(),
+        jax.process_count(),
+        network.renderer.tokenizer.pad_id,
+        found.files,
     )
+    dropped = rows.Tally(found.dropped)
+    dropped.merge(examples.dropped)
+    return source, objective_config, readers.counts(found, len(examples), dropped)
 
 
 def _encode(objective: ModuleType, renderer: Renderer, objective_config: Any, row: dict[str, Any]) -> Any:

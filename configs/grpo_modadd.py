@@ -1,0 +1,49 @@
+"""GRPO from nothing: sums modulo 23, with a verifiable reward, in minutes on a CPU.
+
+gramjax train --config=grpo_modadd --workdir=runs/modadd
+
+A model of 0.2 million parameters sees worked answers for a short warm-up, until it is right about one time in three;
+then it learns from its own answers alone, of which the reward says right or wrong. Every setting of the study is an
+override: --config.grpo.samples=all|positive|negative, --config.grpo.loss=grpo|dr_grpo|dapo|gspo|cispo|...,
+--config.reward.relative_length=True, --config.grpo.offline_fraction=0.125 (with
+--config.data.train="('recipe:modular_addition:solved',)").
+Hardware: 2 CPU cores, 2 to 3 minutes. Expected: `eval/math.json` with avg@k of at least 0.9 on the training prompts;
+the curve of `reward` in metrics.jsonl rises from about 0.3.
+"""
+
+from ml_collections import ConfigDict
+
+from gramjax.core import config as configs
+
+
+def get_config() -> ConfigDict:
+    config = configs.defaults("grpo", rewards=("verifiable",))
+    config.tokenizer.path = "bytes"
+    config.data.train = ("recipe:modular_addition:train",)
+    config.data.max_length = 16
+    config.data.packing = True
+    arch = config.model.arch
+    arch.hidden_size, arch.intermediate_size, arch.num_layers = 64, 256, 2
+    arch.num_heads, arch.num_kv_heads, arch.head_dim = 4, 4, 16
+    arch.init_scale = 0.06
+    arch.max_position_embeddings = 64
+    config.optim.lr = 1e-3
+    config.optim.schedule = "constant"
+    config.optim.betas = (0.9, 0.98)
+    config.train.remat, config.train.scan_layers = "none", False
+    config.train.steps = 300
+    config.rewards.verifiable.kind = "number"
+    config.grpo.prompts_per_step = 64
+    config.grpo.group_size = 8
+    config.grpo.completions_every = 50
+    config.sampling.max_tokens = 4
+    config.generation.slots = 256
+    config.generation.steps_per_call = 4
+    config.generation.prefill_rows = 64
+    warm_up = {
+        "objective": {"name": "cross_entropy"},
+        "data": {"train": ("recipe:modular_addition:worked",)},
+        "train": {"steps": 600, "batch_size": 64},
+    }
+    config.phases = ConfigDict({"1_warmup": warm_up, "2_grpo": {}})
+    return config
