@@ -49,6 +49,8 @@ class Sample:
     """One per reward function; NaN: not judged."""
     reward: float = 0.0
     """All of them together."""
+    greedy: float = 0.0
+    """The reward of the greedy answer to its prompt (advantage `remax`)."""
     correct: bool = False
     trained: bool = True
     """False: it was left out and gives no gradient."""

@@ -243,7 +243,7 @@ class Rollouts:
         began = time.perf_counter()
         self._score(samples, params)
         metrics["time/logprobs"] = (time.perf_counter() - began, 1.0)
-        return samples, metrics | self.value.advantages(samples, self.plan, self.step)
+        return samples, metrics | self.value.advantages(samples, self.plan.seed, self.step)
 
     def _weights(self, params: Any) -> Any:
         return self.model.pack_for_decoding(params, self.plan.generation.gather_weights)
@@ -288,22 +288,32 @@ class Rollouts:
         """The next `count` groups with their rewards, and the seconds that were only spent waiting for rewards."""
         places = range(cursor, cursor + count)
         sampling = dataclasses.replace(self.plan.sampling, n=self.plan.grpo.group_size)
+        greedy = dataclasses.replace(self.plan.sampling, temperature=0.0)
+        beside: list[list[Sample]] = []
 
         def asked(place: int) -> list[Request]:
             # The id decides the random numbers: a place is taken once in a run, whatever the order of requests.
             tokens = self.prompts.tokens[self.prompt_at(place)]
-            return [Request(tokens, f"{place}", sampling, self.plan.seed, self.end_ids)]
+            made = [Request(tokens, f"{place}", sampling, self.plan.seed, self.end_ids)]
+            if self.plan.grpo.advantage == "remax":
+                made.append(Request(tokens, f"{place}", greedy, self.plan.seed, self.end_ids))
+            return made
 
         def watch(answer: Any) -> None:
             self._check_stop()
 
         groups, futures = [], []
-        for place, (completions,) in sampler.answered(places, asked, statistics, watch=watch):
-            group = [self._sample(place, completion, version) for completion in completions]
-            groups.append(group)
-            futures.append(self._reward(group))
+        for place, (completions, *others) in sampler.answered(places, asked, statistics, watch=watch):
+            groups.append([self._sample(place, completion, version) for completion in completions])
+            futures.append(self._reward(groups[-1]))
+            beside += [[self._sample(place, completion, version) for completion in other] for other in others]
         began = time.perf_counter()
         self._finish_rewards(groups, futures)
+        if beside:
+            self._finish_rewards(beside, [self._reward(group) for group in beside])
+            for group, (best,) in zip(groups, beside, strict=True):
+                for sample in group:
+                    sample.greedy = self.value.total(best)
         if self.plan.grpo.offline_fraction > 0:
             changed = [group for group in groups if self._inject(group)]
             self._finish_rewards(changed, [self._reward(group) for group in changed])
@@ -343,8 +353,9 @@ class Rollouts:
         return self.rewards.submit(row, [sample.text for sample in group], ids, self.step)
 
     def _finish_rewards(self, groups: Sequence[Sequence[Sample]], futures: Sequence[Any]) -> None:
-        size, functions = self.plan.grpo.group_size, len(self.rewards.names)
-        table = np.zeros((len(groups), size, functions), np.float64)
+        if not groups:
+            return
+        table = np.zeros((len(groups), len(groups[0]), len(self.rewards.names)), np.float64)
         for number, future in enumerate(futures):
             if future is not None:
                 table[number] = self.rewards.result(future, self._check_stop)
@@ -362,17 +373,17 @@ class Rollouts:
 
     def _inject(self, group: list[Sample]) -> bool:
         """Put offline solutions in the place of wrong answers, where too few of a group are right."""
-        prompt = group[0].prompt
-        chosen = self.value.replaced(group, len(self.prompts.solutions[prompt]))
-        for solution, index in enumerate(chosen):
-            old, ids = group[index], self.prompts.solutions[prompt][solution]
+        given, texts = (found[group[0].prompt] for found in (self.prompts.solutions, self.prompts.solution_texts))
+        chosen = self.value.replaced(group, [len(ids) for ids in given])
+        for injection in chosen:
+            old, ids = group[injection.answer], given[injection.solution]
             zeros = np.zeros(len(ids), np.float32)
-            group[index] = dataclasses.replace(
+            group[injection.answer] = dataclasses.replace(
                 old, tokens=np.concatenate([old.tokens[: old.start], np.asarray(ids, np.int32)]), offline=True,
-                text=self.prompts.solution_texts[prompt][solution], finish_reason="stop",
+                text=texts[injection.solution], finish_reason="stop",
                 sampler_logprobs=None if old.sampler_logprobs is None else zeros,
             )  # fmt: skip
-        return bool(len(chosen))
+        return bool(chosen)
 
     # -- what the trainer's models say --------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from gramjax.core.errors import UserError
 from gramjax.core.writer import Writer
 from gramjax.data import readers
 from gramjax.models import lora
-from gramjax.training import evaluation, loop, reference, rollout_log, setup
+from gramjax.training import evaluation, loop, reference, setup
 from gramjax.training.ends import end_ids_of
 
 
@@ -97,6 +97,8 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> 
         with Writer(workdir, log, run.total_steps, start_step) as writer, saved, watching:
             announce(writer, name, run, start_step)
             if run.rolls:
+                from gramjax.training import rollout_log
+
                 rollout_log.attach(run, workdir, writer, watch, compared)
 
             network = run.network

@@ -26,7 +26,7 @@ from gramjax.data.text import Renderer
 from gramjax.models import lora
 from gramjax.models.attention import compiler_options
 from gramjax.models.model import Model, build
-from gramjax.training import optimizer, reinforcement
+from gramjax.training import optimizer
 from gramjax.training.step import State, make_step
 
 SHARED_ARCHITECTURE = ("heads", "preference_width")
@@ -200,6 +200,8 @@ def build_run(config: Any) -> Run:
         raise UserError("config.reference.path is given, but this objective with these settings looks at no reference")
     source: Any
     if rolls:
+        from gramjax.training import reinforcement
+
         source, objective_config, counts = reinforcement.build_source(
             config, network, objective_config, functools.partial(put, mesh)
         )
