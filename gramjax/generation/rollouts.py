@@ -98,7 +98,7 @@ class Plan:
     def beside(self) -> tuple[str, ...]:
         """Names of the numbers per token in a batch."""
         names = ["advantages", *(["sampler_logprobs"] if exact(self.sampling) else [])]
-        if self.recomputes or self.grpo.old_logprobs == "sampler":
+        if self.recomputes:
             names.append("old_logprobs")
         if self.grpo.beta > 0 and self.grpo.kl_in == "loss":
             names.append("reference_logprobs")
@@ -107,8 +107,12 @@ class Plan:
 
 def exact(sampling: SamplingSection) -> bool:
     """Whether the sampler's log-probabilities are those of the tempered policy, which is what is optimised."""
-    whole = sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0 and sampling.repetition_penalty == 1
-    return whole or sampling.temperature == 1
+    return whole(sampling) or sampling.temperature == 1
+
+
+def whole(sampling: SamplingSection) -> bool:
+    """Whether tokens are drawn from the whole tempered distribution, so that its log-probabilities are the policy's."""
+    return sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0 and sampling.repetition_penalty == 1
 
 
 class Rollouts:
@@ -337,7 +341,7 @@ class Rollouts:
 
     def _sample(self, place: int, completion: Completion, version: int) -> Sample:
         prompt = completion.request.tokens
-        logprobs = completion.logprobs if _drawn_whole(self.plan.sampling) else completion.model_logprobs
+        logprobs = completion.logprobs if whole(self.plan.sampling) else completion.model_logprobs
         return Sample(
             self.prompt_at(place), place, completion.sample, len(prompt),
             np.asarray([*prompt, *completion.token_ids], np.int32), completion.text, completion.finish_reason, version,
@@ -407,9 +411,6 @@ class Rollouts:
 
     def _score(self, samples: Sequence[Sample], params: Any) -> None:
         """Give every sample the numbers that its batch needs."""
-        if self.plan.grpo.old_logprobs == "sampler":
-            for sample in samples:
-                sample.old_logprobs = sample.sampler_logprobs
         passes = []
         if self.plan.recomputes:
             passes.append((True, params))
@@ -426,8 +427,7 @@ class Rollouts:
                 for name, values in self._numbers[own](weights, placed).items():
                     found = experience.unpack(_everywhere(values), part, plan)
                     for sample, numbers in zip(part, found, strict=True):
-                        if not (name == "old_logprobs" and self.plan.grpo.old_logprobs == "sampler"):
-                            setattr(sample, name, numbers)
+                        setattr(sample, name, numbers)
 
     # -- minibatches --------------------------------------------------------------------------------------------------
 
@@ -450,11 +450,6 @@ class Rollouts:
         own = rows // self.process_count
         begin = self.process_index * own
         return {name: array[begin : begin + own] for name, array in batch.items()}
-
-
-def _drawn_whole(sampling: SamplingSection) -> bool:
-    """Whether a token's log-probability where it was drawn is that of the tempered policy."""
-    return sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0 and sampling.repetition_penalty == 1
 
 
 def _without_adapters(params: Any) -> Any:
