@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
     warm_up = {
         "objective": {"name": "cross_entropy"},
         "data": {"train": ("recipe:modular_addition:worked",)},
-        "train": {"steps": 600, "batch_size": 64},
+        "train": {"steps": 150, "batch_size": 64},
     }
     config.phases = ConfigDict({"1_warmup": warm_up, "2_grpo": {}})
     return config

@@ -247,7 +247,7 @@ class Rollouts:
         began = time.perf_counter()
         self._score(samples, params)
         metrics["time/logprobs"] = (time.perf_counter() - began, 1.0)
-        return samples, metrics | self.value.advantages(samples, self.plan.seed, self.step)
+        return samples, metrics | self.value.settle(samples, self.plan.seed, self.step)
 
     def _weights(self, params: Any) -> Any:
         return self.model.pack_for_decoding(params, self.plan.generation.gather_weights)

@@ -62,7 +62,7 @@ class Valuer:
         correct = [_truth(sample, self.judge, self.reward.correct_at) for sample in group]
         return samples.inject(correct, [0] * len(group), [lengths], self.grpo)
 
-    def advantages(self, drawn: Sequence[Sample], seed: int, step: int) -> Pairs:
+    def settle(self, drawn: Sequence[Sample], seed: int, step: int) -> Pairs:
         """Give every sample its reward, its advantages, and its part in the step; the metrics of that."""
         scores, bonus = self._scores(drawn)
         correct = [_truth(sample, self.judge, self.reward.correct_at) for sample in drawn]
