@@ -43,7 +43,8 @@ def get_config() -> ConfigDict:
     warm_up = {
         "objective": {"name": "cross_entropy"},
         "data": {"train": ("recipe:modular_addition:worked",)},
-        "train": {"steps": 150, "batch_size": 64},
+        "train": {"steps": 220, "batch_size": 64},
+        "optim": {"lr": 1e-3},
     }
-    config.phases = ConfigDict({"1_warmup": warm_up, "2_grpo": {}})
+    config.phases = ConfigDict({"answers": warm_up, "rollouts": {}})
     return config

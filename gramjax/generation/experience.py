@@ -91,8 +91,8 @@ def from_json(values: Mapping[str, Any]) -> Sample:
     return Sample(**out)
 
 
-def example(sample: Sample, names: Sequence[str], limit: int) -> Example:
-    """The tokens of a sample with its mask, and its numbers called `names`."""
+def example(sample: Sample, names: Sequence[str], limit: int, mixed: bool = False) -> Example:
+    """The tokens of a sample with its mask, and its numbers called `names`; `mixed`: say whether it is offline."""
     size = len(sample.tokens)
     mask = np.zeros(size, np.float32)
     mask[sample.start :] = 1.0
@@ -104,10 +104,10 @@ def example(sample: Sample, names: Sequence[str], limit: int) -> Example:
         return out
 
     fields: dict[str, float | int] = {
-        "trained": float(sample.trained), "counted": float(sample.counted), "offline": float(sample.offline),
-        "limit": float(limit),
+        "trained": float(sample.trained), "counted": float(sample.counted), "limit": float(limit),
     }  # fmt: skip
-    per_token = {name: (beside(getattr(sample, name)),) for name in names}
+    fields |= {"offline": float(sample.offline)} if mixed else {}
+    per_token: dict[str, tuple[np.ndarray, ...]] = {name: (beside(getattr(sample, name)),) for name in names}
     return Example((sample.tokens,), (mask,), fields, per_token)
 
 
@@ -132,6 +132,8 @@ class Layout:
     pad_id: int
     limit: int
     """Most tokens of a completion."""
+    mixed: bool = False
+    """Some samples may come from elsewhere (`offline`)."""
 
     @property
     def slots(self) -> int:
@@ -152,7 +154,7 @@ class Layout:
         """
         plan = self.plan(samples) if samples else [[0]]
         chosen = list(samples) or [self._nothing()]
-        rows = [[example(chosen[i], names, self.limit) for i in group] for group in plan]
+        rows = [[example(chosen[i], names, self.limit, self.mixed) for i in group] for group in plan]
         rows += [[]] * (sizes(len(rows), self.unit) - len(rows))
         batch = pipeline.collate(rows, self.length, self.slots, self.pad_id)
         if not samples:

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from gramjax.generation.rewards import Rewards
 
 from gramjax.core import tree
 from gramjax.core.config import GenerationSection, SamplingSection
@@ -30,7 +31,6 @@ from gramjax.data.text import Renderer
 from gramjax.generation import experience, valuation
 from gramjax.generation.experience import Sample
 from gramjax.generation.request import Completion, Request, Statistics
-from gramjax.generation.rewards import Rewards
 from gramjax.generation.sampler import Sampler
 from gramjax.models import heads, lora
 from gramjax.models.model import Model
@@ -145,8 +145,9 @@ class Rollouts:
         multiple = 8 if longest <= 256 else 128
         length = -(-longest // multiple) * multiple
         self.layout = experience.Layout(
-            length, plan.unit, plan.packing, renderer.tokenizer.pad_id, plan.sampling.max_tokens
-        )
+            length, plan.unit, plan.packing, renderer.tokenizer.pad_id, plan.sampling.max_tokens,
+            plan.grpo.offline_fraction > 0,
+        )  # fmt: skip
         self.steps = plan.steps
         self.cursor = 0
         """Prompts drawn so far."""
@@ -259,7 +260,7 @@ class Rollouts:
         resample = self.plan.grpo.zero_variance == "resample"
         groups, seen, waited = (self.surplus if resample else []), [], 0.0
         self.surplus = []
-        for attempt in range(1 + resample * self.plan.grpo.max_resamples):
+        for _ in range(1 + resample * self.plan.grpo.max_resamples):
             made, waited_now = self._groups(sampler, cursor, prompts, version, statistics)
             cursor += prompts
             seen += made
@@ -377,7 +378,7 @@ class Rollouts:
 
     def _inject(self, group: list[Sample]) -> bool:
         """Put offline solutions in the place of wrong answers, where too few of a group are right."""
-        given, texts = (found[group[0].prompt] for found in (self.prompts.solutions, self.prompts.solution_texts))
+        given, texts = self.prompts.solutions[group[0].prompt], self.prompts.solution_texts[group[0].prompt]
         chosen = self.value.replaced(group, [len(ids) for ids in given])
         for injection in chosen:
             old, ids = group[injection.answer], given[injection.solution]

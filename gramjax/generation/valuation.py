@@ -32,7 +32,9 @@ class Valuer:
 
     def __post_init__(self) -> None:
         if self.reward.correct and self.reward.correct not in self.names:
-            raise UserError(f"config.reward.correct={self.reward.correct!r} is none of the rewards: {', '.join(self.names)}")
+            raise UserError(
+                f"config.reward.correct={self.reward.correct!r} is none of the rewards: {', '.join(self.names)}"
+            )
 
     @property
     def judge(self) -> int:
@@ -70,7 +72,7 @@ class Valuer:
         made, returns = self._estimate(drawn, scores, groups, lengths)
         rng = np.random.default_rng(digest(seed, "samples", step))
         word = samples.samples_at(self.grpo, step)
-        looping = [s.truncated and samples.repeats(s.tokens[s.start :]) for s in drawn]
+        looping = [s.truncated and samples.repeats(s.tokens[s.start :].tolist()) for s in drawn]
         chosen = samples.select(made, self.grpo, word, correct, [s.truncated for s in drawn], looping, rng)
         for i, sample in enumerate(drawn):
             sample.reward = float(made.rewards[i]) if made.judged[i] else 0.0

@@ -91,15 +91,16 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> 
             print(f"{workdir} is done ({start_step} steps); --config.overwrite=True trains it again")
             return
         rows = valid_rows(config) if section.evaluate else []
-        log = configs.section(config.log, configs.LogSection, "log")
+        outputs = configs.section(config.log, configs.LogSection, "log")
         watch = signals.Watch()  # several processes: the runtime has to agree on a step
         watching = watch if jax.process_count() == 1 else contextlib.nullcontext()
-        with Writer(workdir, log, run.total_steps, start_step) as writer, saved, watching:
+        with Writer(workdir, outputs, run.total_steps, start_step) as writer, saved, watching:
             announce(writer, name, run, start_step)
+            log: loop.Writer = writer
             if run.rolls:
                 from gramjax.training import rollout_log
 
-                rollout_log.attach(run, workdir, writer, watch, compared)
+                log = rollout_log.attach(run, workdir, writer, watch, compared)
 
             network = run.network
             ends, evals = end_ids_of(network), config.evals if rows else {}
@@ -120,7 +121,7 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> 
                 compile_step(run, state, writer, started, compared),
                 run.source,
                 run.put,
-                writer,
+                log,
                 dataclasses.replace(plan, total_steps=run.total_steps),
                 start_step,
                 num_tokens,

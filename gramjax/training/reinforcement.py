@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+from gramjax.generation.rewards import Resources, Rewards
 
 from gramjax.core import config as configs
 from gramjax.core import plugins
@@ -14,7 +15,6 @@ from gramjax.data import pipeline, readers
 from gramjax.data import rows as row_types
 from gramjax.data.rows import Drop, Tally
 from gramjax.data.text import Renderer, example
-from gramjax.generation.rewards import Resources, Rewards
 from gramjax.generation.rollouts import Plan, Prompts, Rollouts, exact
 from gramjax.generation.sampler import prompt_of
 from gramjax.generation.valuation import Valuer
@@ -75,8 +75,8 @@ def check(
         )
     if not exact(sampling) and (grpo.old_logprobs == "sampler" or grpo.correction != "none"):
         raise UserError(
-            "config.grpo.old_logprobs=sampler and config.grpo.correction need the sampler's log-probabilities under the "
-            "policy: leave config.sampling.top_k, top_p, min_p and repetition_penalty off, or keep the temperature at 1"
+            "config.grpo.old_logprobs=sampler and config.grpo.correction need the sampler's log-probabilities under "
+            "the policy: leave config.sampling.top_k, top_p, min_p and repetition_penalty off, or keep the temperature at 1"
         )
     if not end_ids and not sampling.stop and not sampling.stop_ids:
         raise UserError("the tokenizer has no end token: give config.sampling.stop or config.sampling.stop_ids")
@@ -109,7 +109,9 @@ def read_prompts(
     facts = {"files": found.files, "prompts": examples.fingerprint()}
     if grpo.offline_fraction <= 0:
         return Prompts(kept, tokens, facts=facts), dropped
-    made = [solutions_of(row, ids, renderer, grpo.offline_column, max_tokens, dropped) for row, ids in zip(kept, tokens)]
+    made = [
+        solutions_of(row, ids, renderer, grpo.offline_column, max_tokens, dropped) for row, ids in zip(kept, tokens)
+    ]
     if not any(ids for ids, _ in made):
         raise DataError(f"config.grpo.offline_fraction: no row has a usable solution in column {grpo.offline_column!r}")
     return Prompts(kept, tokens, [ids for ids, _ in made], [texts for _, texts in made], facts), dropped

@@ -22,6 +22,12 @@ from gramjax.training.reference import Reference
 
 CLIPPED_SHARE = 0.5
 DEAD_SHARE = 0.8
+LOST_ENTROPY, GROWN_ENTROPY = 0.05, 3.0
+"""Shares of the first entropy that a warning is given below, and above."""
+
+LARGE_KL = 1.0
+"""Nats per token."""
+
 MOST_WARNINGS = 3
 """Times that one kind of warning is given."""
 
@@ -30,14 +36,16 @@ SHOWN_CHARACTERS = 300
 
 def attach(
     run: setup.Run, workdir: Path, writer: Writer, watch: signals.Watch, compared: Reference | None
-) -> None:
-    """Let the source of a run write its tables and warnings, stop on request, and compare with the reference."""
+) -> "Log":
+    """Let the source of a run write its tables, stop on request, and compare with the reference; the writer for its
+    metrics, which adds warnings."""
     source: Rollouts = run.source
     if jax.process_count() == 1:
         source.stop = lambda: watch.asked
     source.reference = None if compared is None else compared.params
     log = Log(source, workdir, writer)
     source.record = log.rollout
+    return log
 
 
 class Log:
@@ -46,6 +54,24 @@ class Log:
     def __init__(self, source: Rollouts, workdir: Path, writer: Writer) -> None:
         self.source, self.workdir, self.writer = source, workdir, writer
         self.warned: dict[str, int] = {}
+        self.first_entropy = 0.0
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Log values at an optimiser step, and say when the policy loses its entropy or runs from the reference."""
+        self.writer.write(step, values)
+        entropy, kl = values.get("entropy"), values.get("kl", 0.0)
+        if entropy is not None:
+            self.first_entropy = self.first_entropy or entropy
+            was = f"{self.first_entropy:.3g}"
+            if entropy < LOST_ENTROPY * self.first_entropy:
+                self.once("entropy", f"entropy is {entropy:.3g} nats per token at step {step}, it was {was}: raise "
+                          "config.grpo.entropy_coef or lower config.optim.lr")  # fmt: skip
+            if entropy > GROWN_ENTROPY * self.first_entropy:
+                self.once("chaos", f"entropy is {entropy:.3g} nats per token at step {step}, it was {was}: the policy "
+                          "falls apart; lower config.optim.lr or config.grpo.entropy_coef")  # fmt: skip
+        if kl > LARGE_KL:
+            self.once("kl", f"kl is {kl:.3g} nats per token at step {step}: the policy is far from the reference; "
+                      "raise config.grpo.beta or lower config.optim.lr")  # fmt: skip
 
     def rollout(self, step: int, samples: Sequence[Sample], metrics: Mapping[str, tuple[float, float]]) -> None:
         """Write what is due after a rollout for the optimiser step `step`."""
@@ -110,14 +136,13 @@ class Log:
         value = lambda name: metrics[name][0] / metrics[name][1] if name in metrics else 0.0  # noqa: E731
         clipped, dead = value("completions/clipped_ratio"), value("frac_reward_zero_std")
         if clipped > CLIPPED_SHARE:
-            self.once("clipped", f"{clipped:.0%} of the completions were cut at config.sampling.max_tokens="
-                      f"{self.source.plan.sampling.max_tokens}: their rewards are those of unfinished answers")  # fmt: skip
+            most = self.source.plan.sampling.max_tokens
+            self.once("clipped", f"{clipped:.0%} of the completions were cut at config.sampling.max_tokens={most}: their "
+                      "rewards are those of unfinished answers")  # fmt: skip
         if dead > DEAD_SHARE:
-            self.once("dead", f"{dead:.0%} of the groups have equal rewards and teach nothing ({value('groups/easy'):.0%} "
-                      f"all right, {value('groups/hard'):.0%} all wrong)")  # fmt: skip
-        if value("sampling/duplicates") > 0.9 and self.source.plan.grpo.group_size > 1:
-            self.once("same", f"{value('sampling/duplicates'):.0%} of the completions repeat another of their group: the "
-                      "policy has almost no entropy left")  # fmt: skip
+            easy, hard = value("groups/easy"), value("groups/hard")
+            self.once("dead", f"{dead:.0%} of the groups have equal rewards and teach nothing ({easy:.0%} all right, "
+                      f"{hard:.0%} all wrong)")  # fmt: skip
 
     def once(self, kind: str, text: str) -> None:
         """A warning, a few times at most."""
