@@ -27,11 +27,9 @@ def get_config() -> ConfigDict:
     arch.num_heads, arch.num_kv_heads, arch.head_dim = 4, 4, 16
     arch.init_scale = 0.06
     arch.max_position_embeddings = 64
-    config.optim.lr = 1e-3
     config.optim.schedule = "constant"
     config.optim.betas = (0.9, 0.98)
     config.train.remat, config.train.scan_layers = "none", False
-    config.train.steps = 300
     config.rewards.verifiable.kind = "number"
     config.grpo.prompts_per_step = 64
     config.grpo.group_size = 8
@@ -46,5 +44,6 @@ def get_config() -> ConfigDict:
         "train": {"steps": 220, "batch_size": 64},
         "optim": {"lr": 1e-3},
     }
-    config.phases = ConfigDict({"answers": warm_up, "rollouts": {}})
+    rollouts = {"train": {"steps": 300}, "optim": {"lr": 1e-3}}
+    config.phases = ConfigDict({"answers": warm_up, "rollouts": rollouts})
     return config

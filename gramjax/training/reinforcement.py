@@ -76,7 +76,8 @@ def check(
     if not exact(sampling) and (grpo.old_logprobs == "sampler" or grpo.correction != "none"):
         raise UserError(
             "config.grpo.old_logprobs=sampler and config.grpo.correction need the sampler's log-probabilities under "
-            "the policy: leave config.sampling.top_k, top_p, min_p and repetition_penalty off, or keep the temperature at 1"
+            "the policy: leave config.sampling.top_k, top_p, min_p and repetition_penalty off, or keep the temperature "
+            "at 1"
         )
     if not end_ids and not sampling.stop and not sampling.stop_ids:
         raise UserError("the tokenizer has no end token: give config.sampling.stop or config.sampling.stop_ids")

@@ -137,8 +137,8 @@ class Log:
         clipped, dead = value("completions/clipped_ratio"), value("frac_reward_zero_std")
         if clipped > CLIPPED_SHARE:
             most = self.source.plan.sampling.max_tokens
-            self.once("clipped", f"{clipped:.0%} of the completions were cut at config.sampling.max_tokens={most}: their "
-                      "rewards are those of unfinished answers")  # fmt: skip
+            self.once("clipped", f"{clipped:.0%} of the completions were cut at config.sampling.max_tokens={most}: "
+                      "their rewards are those of unfinished answers")  # fmt: skip
         if dead > DEAD_SHARE:
             easy, hard = value("groups/easy"), value("groups/hard")
             self.once("dead", f"{dead:.0%} of the groups have equal rewards and teach nothing ({easy:.0%} all right, "
