@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.grpo.group_size = 8
     config.grpo.completions_every = 50
     config.sampling.max_tokens = 4
-    config.generation.slots = 256
+    config.generation.slots = 512
     config.generation.steps_per_call = 4
     config.generation.prefill_rows = 64
     warm_up = {

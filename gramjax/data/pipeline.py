@@ -136,11 +136,8 @@ def _nothing(count: int, out: Examples, section: DataSection) -> str:
     return f"0 of {count:,} rows usable: {'; '.join(parts)}{hint}"
 
 
-def pack_plan(
-    lengths: Sequence[Sequence[int]], capacity: int, order: Sequence[int], most: int = 0
-) -> list[list[int]]:
-    """Groups of examples that share a row: first fit in the given order, every side of a pair within `capacity`, and at
-    most `most` examples (0: any number).
+def pack_plan(lengths: Sequence[Sequence[int]], capacity: int, order: Sequence[int]) -> list[list[int]]:
+    """Groups of examples that share a row: first fit in the given order, every side of a pair within `capacity`.
 
     `lengths[i]` holds the length of each sequence of example i. Raises DataError for one that fits no row.
     """
@@ -160,8 +157,6 @@ def pack_plan(
             free.append([capacity] * len(sizes))
         groups[group].append(index)
         free[group] = [room - size for room, size in zip(free[group], sizes, strict=True)]
-        if len(groups[group]) == most:
-            free[group] = [0] * len(sizes)
         while first < len(groups) and min(free[first]) < 2:
             first += 1
     return groups

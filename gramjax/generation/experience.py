@@ -3,6 +3,7 @@
 Letters: R rows, T tokens, N samples packed in a row; G samples of a group.
 """
 
+import bisect
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -141,11 +142,22 @@ class Layout:
         return MOST_PACKED if self.packing else 1
 
     def plan(self, samples: Sequence[Sample]) -> list[list[int]]:
-        """The samples of each row, longest first."""
+        """The samples of each row, longest first: each goes where it leaves the least room (best fit)."""
         order = sorted(range(len(samples)), key=lambda i: -len(samples[i].tokens))
-        if not self.packing:
-            return [[i] for i in order]
-        return pipeline.pack_plan([[len(s.tokens)] for s in samples], self.length, order, self.slots)
+        rows: list[list[int]] = []
+        free: list[tuple[int, int]] = []  # (tokens left, row) of the rows that are not full, sorted
+        for i in order:
+            size = len(samples[i].tokens)
+            place = bisect.bisect_left(free, (size, -1))
+            if place < len(free):
+                left, row = free.pop(place)
+            else:
+                left, row = self.length, len(rows)
+                rows.append([])
+            rows[row].append(i)
+            if len(rows[row]) < self.slots:
+                bisect.insort(free, (left - size, row))
+        return rows
 
     def batch(self, samples: Sequence[Sample], names: Sequence[str]) -> tuple[pipeline.Batch, list[list[int]]]:
         """The batch of samples with the per-token numbers `names`, and which samples each row holds.
