@@ -1,7 +1,8 @@
 """Seconds per GRPO step (rollout and update) of gramjax against TRL's GRPOTrainer, interleaved in one run.
 
     python benchmarks/grpo_step.py sums    --trl_python=OTHER/bin/python [--json benchmarks/results/grpo_step_sums.json]
-    python benchmarks/grpo_step.py stories --trl_python=OTHER/bin/python --weights=stories260K.bin --tokenizer=tok512.bin
+    python benchmarks/grpo_step.py stories --trl_python=OTHER/bin/python \\
+        --weights=stories260K.bin --tokenizer=tok512.bin
     python benchmarks/grpo_step.py large   --trl_python=OTHER/bin/python
 
 TRL is no dependency: it lives in an environment of its own (`pip install trl torch`), whose Python is named. Both sides

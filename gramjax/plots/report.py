@@ -13,7 +13,7 @@ from typing import Any
 
 from gramjax.core import comparison as comparison_of_rows
 from gramjax.core.errors import UserError
-from gramjax.plots import adaptation, benchmarks, best_of_n, files, preference, rounds, rounds_page, training
+from gramjax.plots import adaptation, benchmarks, best_of_n, files, preference, rollouts, rounds, rounds_page, training
 from gramjax.plots.files import RunFiles
 from gramjax.plots.page import STYLE, card, e, link, percent, picture, table
 from gramjax.plots.style import Drawn
@@ -56,6 +56,7 @@ def draw(run: RunFiles, second: RunFiles | None = None, folder: Path | None = No
     if run.rounds is not None:
         drawn += rounds.draw_all(run.rounds, folder)
     drawn += adaptation.draw_all(run.rounds, folder) + best_of_n.draw_all(run.evals, folder)
+    drawn += rollouts.draw_all(run, folder)
     for name, rows in run.rows.items():
         if rows and "probability" in rows[0]:
             target = folder if name == "preference" else folder / name
@@ -94,6 +95,7 @@ def render(run: RunFiles, drawn: Sequence[Drawn], second: RunFiles | None, missi
         f"<h1>{e(title)}{state}</h1>",
         f'<p class="muted">{e(str(run.folder))} · report of {time.strftime("%Y-%m-%d %H:%M")}</p>',
         "" if run.rounds is None else rounds_page.headline(run.rounds),
+        rollouts.headline(run),
         "".join(headline(results) for results in run.evals.values()),
         what_ran(run),
         comparison(run, second) if second is not None else "",
@@ -105,7 +107,7 @@ def render(run: RunFiles, drawn: Sequence[Drawn], second: RunFiles | None, missi
         parts.append(f'<h2>Figures</h2><div class="figures">{pictures}</div>')
     if run.rounds is not None:
         parts.append(rounds_page.sections(run.rounds))
-    parts += [adaptation.sections(run.rounds), best_of_n.sections(run.evals)]
+    parts += [adaptation.sections(run.rounds), best_of_n.sections(run.evals), rollouts.sections(run)]
     parts += [training_table(run), evaluation(run), data(run), environment(run), where(run, beside)]
     body = "\n".join(part for part in parts if part)
     return (
