@@ -173,8 +173,9 @@ def settings(config: Mapping[str, Any]) -> dict[str, Setting]:
             plugin = plugins.load(kind, name)
             out.update(settings_of(plugin.Config, f"{getattr(plugin, 'SECTION', section)}."))
             out[f"{section}.name"] = Setting(str, name)
-    for name in config.get("evals", {}):
-        out.update(settings_of(plugins.load("evals", name).Config, f"evals.{name}."))
+    for kind in ("evals", "rewards"):
+        for name in config.get(kind, {}):
+            out.update(settings_of(plugins.load(kind, name).Config, f"{kind}.{name}."))
     return out
 
 

@@ -14,7 +14,7 @@ from gramjax.core.errors import UserError
 FUNCTIONS: dict[str, tuple[str, ...]] = {
     "models": ("Config", "specs", "forward"),
     "objectives": ("Config", "encode", "loss"),
-    "rewards": ("score",),
+    "rewards": ("Config", "score"),
     "annotators": ("Config", "annotate"),
     "selection/layers": ("layer_scores",),
     "selection/rows": ("Config", "select"),

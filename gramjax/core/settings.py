@@ -44,6 +44,7 @@ def pages() -> str:
         ("models", "config.model.arch of `{}`", "model.arch."),
         ("objectives", "config.objective of `{}`", "objective."),
         ("evals", "config.evals.{}", "evals.{}."),
+        ("rewards", "config.rewards.{}", "rewards.{}."),
         ("annotators", "config.annotator of `{}`", "annotator."),
         ("selection/rows", "config.selection of `{}`", "selection."),
         ("recipes", "config.recipe of `{}`", "recipe."),

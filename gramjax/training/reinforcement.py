@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from gramjax.generation.rewards import Resources, Rewards
 
 from gramjax.core import config as configs
 from gramjax.core import plugins
@@ -15,6 +14,7 @@ from gramjax.data import pipeline, readers
 from gramjax.data import rows as row_types
 from gramjax.data.rows import Drop, Tally
 from gramjax.data.text import Renderer, example
+from gramjax.generation.rewards import Resources, Rewards
 from gramjax.generation.rollouts import Plan, Prompts, Rollouts, exact
 from gramjax.generation.sampler import prompt_of
 from gramjax.generation.valuation import Valuer
@@ -38,7 +38,7 @@ def build_source(
     check(grpo, sampling, train, end_ids)
     found = readers.read_all(data.train, data, ROW_TYPES)
     prompts, dropped = read_prompts(found, network, data, grpo, sampling.max_tokens)
-    resources = Resources(network.renderer, end_ids, network.mesh, config.seed)
+    resources = Resources(network.renderer, end_ids, network.mesh, config.seed, combined.processes)
     plug_ins = {name: (plugins.load("rewards", name), values) for name, values in config.rewards.items()}
     rewards = Rewards.open(plug_ins, combined, resources)
     shards = network.mesh.shape["data"] * network.mesh.shape["fsdp"]
