@@ -32,7 +32,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "ml-c
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "torch": ("torch",), "plot": ("matplotlib",), "wandb": ("wandb",), "serve": ("fastapi", "uvicorn"),
-    "math": ("math_verify",), "mt": ("sentencepiece",), "lmeval": ("lm_eval",),
+    "math": ("math_verify", "pebble"), "mt": ("sentencepiece",), "lmeval": ("lm_eval",),
 }
 """Modules that each extra brings."""
 
