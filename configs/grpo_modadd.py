@@ -32,10 +32,10 @@ def get_config() -> ConfigDict:
     config.train.remat, config.train.scan_layers = "none", False
     config.rewards.verifiable.kind = "number"
     config.grpo.prompts_per_step = 64
-    config.grpo.group_size = 8
+    config.grpo.group_size = 16
     config.grpo.completions_every = 50
     config.sampling.max_tokens = 4
-    config.generation.slots = 512
+    config.generation.slots = 1024
     config.generation.steps_per_call = 4
     config.generation.prefill_rows = 64
     warm_up = {

@@ -43,6 +43,10 @@ class Resources:
     mesh: Any
     seed: int
     processes: int = 2
+    open_reward_model: Callable[..., Any] | None = None
+    """(path, tokenizer, max_length, Settings, batch_size) to a `scoring.reward_model.RewardModel`."""
+    open_sampler: Callable[..., Any] | None = None
+    """(path, tokenizer, max_length) to a `generation.sampler.Sampler`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Function:
     name: str
     weight: float
     call: Callable[..., Any]
+    greedy: bool = False
+    """It compares with the policy's greedy answer, which it is given as the column `greedy`."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -123,6 +129,7 @@ class Rewards:
         self.weights = [function.weight for function in functions]
         if len(set(self.names)) < len(self.names):
             raise UserError(f"two rewards have one name: {', '.join(sorted(self.names))}")
+        self.greedy = any(function.greedy for function in functions)
         self.workers = Workers(section.threads)
         self._logged: dict[str, list[float]] = {}
         self._seconds: dict[str, list[float]] = {name: [] for name in self.names}
@@ -146,12 +153,19 @@ class Rewards:
         return cls(made, section)
 
     def submit(
-        self, row: Mapping[str, Any], completions: Sequence[str], completion_ids: Sequence[Sequence[int]], step: int
+        self,
+        row: Mapping[str, Any],
+        completions: Sequence[str],
+        completion_ids: Sequence[Sequence[int]],
+        step: int,
+        greedy: str | None = None,
     ) -> list[Call]:
         """Let every function begin with the completions of one prompt; `result` waits for them."""
         size, chat = len(completions), not isinstance(row["prompt"], str)
-        made: list[Any] = [[{"role": "assistant", "content": c}] if chat else c for c in completions]
+        form: Callable[[str], Any] = lambda text: [{"role": "assistant", "content": text}] if chat else text  # noqa: E731
+        made = [form(text) for text in completions]
         columns = {k: [v] * size for k, v in row.items() if k not in NOT_COLUMNS}
+        columns |= {} if greedy is None else {"greedy": [form(greedy)] * size}
         arguments = {
             **columns, "prompts": [row["prompt"]] * size, "completions": made,
             "completion_ids": [list(ids) for ids in completion_ids], "trainer_state": TrainerState(step),
@@ -244,7 +258,8 @@ def _plug_in(name: str, module: ModuleType, values: Mapping[str, Any], resources
     def call(**arguments: Any) -> Any:
         return module.score(**arguments, config=config, opened=opened)
 
-    return Function(name, config.weight, call)
+    greedy = hasattr(module, "needs_greedy") and module.needs_greedy(config)
+    return Function(name, config.weight, call, greedy)
 
 
 def user_function(text: str) -> tuple[str, Callable[..., Any]]:

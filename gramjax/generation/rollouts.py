@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gramjax.generation.rewards import Rewards
 
 from gramjax.core import tree
 from gramjax.core.config import GenerationSection, SamplingSection
@@ -31,6 +30,7 @@ from gramjax.data.text import Renderer
 from gramjax.generation import experience, valuation
 from gramjax.generation.experience import Sample
 from gramjax.generation.request import Completion, Request, Statistics
+from gramjax.generation.rewards import Rewards
 from gramjax.generation.sampler import Sampler
 from gramjax.models import heads, lora
 from gramjax.models.model import Model
@@ -300,28 +300,29 @@ class Rollouts:
             # The id decides the random numbers: a place is taken once in a run, whatever the order of requests.
             tokens = self.prompts.tokens[self.prompt_at(place)]
             made = [Request(tokens, f"{place}", sampling, self.plan.seed, self.end_ids)]
-            if self.plan.grpo.advantage == "remax":
+            if self.plan.grpo.advantage == "remax" or self.rewards.greedy:
                 made.append(Request(tokens, f"{place}", greedy, self.plan.seed, self.end_ids))
             return made
 
         def watch(answer: Any) -> None:
             self._check_stop()
 
-        groups, futures = [], []
+        groups, futures, best = [], [], []
         for place, (completions, *others) in sampler.answered(places, asked, statistics, watch=watch):
             groups.append([self._sample(place, completion, version) for completion in completions])
-            futures.append(self._reward(groups[-1]))
+            best.append(others[0][0].text if others else None)
+            futures.append(self._reward(groups[-1], best[-1]))
             beside += [[self._sample(place, completion, version) for completion in other] for other in others]
         began = time.perf_counter()
         self._finish_rewards(groups, futures)
-        if beside:
-            self._finish_rewards(beside, [self._reward(group) for group in beside])
-            for group, (best,) in zip(groups, beside, strict=True):
+        if self.plan.grpo.advantage == "remax":
+            self._finish_rewards(beside, [self._reward(own, text) for own, text in zip(beside, best, strict=True)])
+            for group, (first,) in zip(groups, beside, strict=True):
                 for sample in group:
-                    sample.greedy = self.value.total(best)
+                    sample.greedy = self.value.total(first)
         if self.plan.grpo.offline_fraction > 0:
-            changed = [group for group in groups if self._inject(group)]
-            self._finish_rewards(changed, [self._reward(group) for group in changed])
+            changed = [(group, text) for group, text in zip(groups, best, strict=True) if self._inject(group)]
+            self._finish_rewards([group for group, _ in changed], [self._reward(*both) for both in changed])
         return groups, time.perf_counter() - began
 
     def _check_stop(self) -> None:
@@ -349,13 +350,13 @@ class Rollouts:
             sampler_logprobs=np.asarray(logprobs, np.float32) if exact(self.plan.sampling) else None,
         )  # fmt: skip
 
-    def _reward(self, group: Sequence[Sample]) -> Any:
+    def _reward(self, group: Sequence[Sample], greedy: str | None = None) -> Any:
         """The rewards of a group in the making; the groups of a job are shared out among its processes."""
         if group[0].group % self.process_count != self.process_index:
             return None
         row = self.prompts.rows[group[0].prompt]
         ids = [sample.tokens[sample.start :].tolist() for sample in group]
-        return self.rewards.submit(row, [sample.text for sample in group], ids, self.step)
+        return self.rewards.submit(row, [sample.text for sample in group], ids, self.step, greedy)
 
     def _finish_rewards(self, groups: Sequence[Sequence[Sample]], futures: Sequence[Any]) -> None:
         if not groups:

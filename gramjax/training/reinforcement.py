@@ -1,6 +1,7 @@
 """From a config to a source of rollouts: prompts, rewards, and how samples become batches."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,12 @@ from gramjax.generation.rewards import Resources, Rewards
 from gramjax.generation.rollouts import Plan, Prompts, Rollouts, exact
 from gramjax.generation.sampler import prompt_of
 from gramjax.generation.valuation import Valuer
+from gramjax.scoring.reading import Layout
+from gramjax.scoring.reward_model import Settings
 from gramjax.training.ends import end_ids_of
+from gramjax.training.inheritance import inherit
+from gramjax.training.sampling import open_sampler
+from gramjax.training.scoring import open_reward_model
 
 ROW_TYPES = (row_types.PROMPT_ONLY,)
 TOO_LONG = "offline solutions longer than config.sampling.max_tokens"
@@ -38,7 +44,10 @@ def build_source(
     check(grpo, sampling, train, end_ids)
     found = readers.read_all(data.train, data, ROW_TYPES)
     prompts, dropped = read_prompts(found, network, data, grpo, sampling.max_tokens)
-    resources = Resources(network.renderer, end_ids, network.mesh, config.seed, combined.processes)
+    resources = Resources(
+        network.renderer, end_ids, network.mesh, config.seed, combined.processes,
+        functools.partial(open_judge, config), functools.partial(open_writer, config),
+    )  # fmt: skip
     plug_ins = {name: (plugins.load("rewards", name), values) for name, values in config.rewards.items()}
     rewards = Rewards.open(plug_ins, combined, resources)
     shards = network.mesh.shape["data"] * network.mesh.shape["fsdp"]
@@ -56,6 +65,27 @@ def build_source(
         rewards.weights), put, jax.process_index(), jax.process_count(),
     )  # fmt: skip
     return source, grpo, readers.counts(found, len(prompts.rows), dropped)
+
+
+def model_config(config: Any, path: str, tokenizer: str, max_length: int) -> Any:
+    """The config of a second model beside the one that is trained: rendered as it was trained, on the same devices."""
+    made = configs.for_rows("score", ("model", "tokenizer", "data", "mesh", "generation"))
+    made.model.path, made.tokenizer.path, made.seed = path, tokenizer, config.seed
+    made.mesh, made.generation = config.mesh, config.generation
+    given = {"data.max_length": max_length} if max_length else {}
+    made.data.max_length = max_length or made.data.max_length
+    inherit(made, given)
+    return made
+
+
+def open_judge(config: Any, path: str, tokenizer: str, max_length: int, settings: Settings, batch_size: int) -> Any:
+    """A reward model for the reward `preference`."""
+    return open_reward_model(model_config(config, path, tokenizer, max_length), settings, Layout(batch_size))
+
+
+def open_writer(config: Any, path: str, tokenizer: str, max_length: int) -> Any:
+    """A judge that writes, for the reward `preference`."""
+    return open_sampler(model_config(config, path, tokenizer, max_length))
 
 
 def check(

@@ -25,12 +25,12 @@ GRPO = GrpoSection(prompts_per_step=4, group_size=4)
 class Liking:
     """Rewards that like some tokens; a stand-in for the runner, which has tests of its own."""
 
-    names, weights = ("liking",), (1.0,)
+    names, weights, greedy = ("liking",), (1.0,), False
 
     def __init__(self, liked=LIKED):
         self.liked, self.calls = liked, 0
 
-    def submit(self, row, completions, completion_ids, step):
+    def submit(self, row, completions, completion_ids, step, greedy=None):
         self.calls += 1
         return [[float(bool(set(self.liked) & set(ids)))] for ids in completion_ids]
 
@@ -231,7 +231,7 @@ def test_offline_solutions_stand_where_no_answer_was_right():
 def test_relative_length_makes_solved_groups_alive():
     everything = {"relative_length_budget": 2.0, "relative_length": True}
     made = source(liked=(99,), reward=RewardSection(**everything))
-    made.rewards.submit = lambda row, texts, ids, step: [[1.0] for _ in ids]
+    made.rewards.submit = lambda row, texts, ids, step, greedy: [[1.0] for _ in ids]
     seen = kept(made)
     made.next(params())
     samples, metrics = seen[0][1:]
