@@ -11,6 +11,8 @@ REWARDS = np.array([1, 0, 0, 1, 1, 0, 1, 1, 1], np.float64)
 GROUPS = np.arange(9) // 3
 LENGTHS = np.array([2, 3, 1, 4, 2, 3, 3, 1, 4])
 LIMIT = 4.0
+ROWS, SLOTS, LENGTH = 9, 3, 17
+"""The shape of every batch: rows, sequences in a row, tokens."""
 
 
 def numbers(i, t):
@@ -36,18 +38,18 @@ def centred():
     return np.concatenate([r - r.mean() for r in REWARDS.reshape(3, 3)])
 
 
-def packed(advantages, dtype=np.float32, filler=np.nan, order=range(9), per_row=3, prompt=2, length=17):
-    """The batch of these sequences, `per_row` in a row, each behind a prompt; `filler` wherever nothing was drawn."""
+def packed(advantages, dtype=np.float32, filler=np.nan, order=range(9), per_row=3, prompt=2):
+    """The batch of these sequences, `per_row` in a row, each behind a prompt; `filler` (one or several numbers)
+    wherever nothing was drawn."""
     order = list(order)
-    rows = -(-len(order) // per_row)
     names = ("logprobs", "old_logprobs", "reference_logprobs", "sampler_logprobs", "advantages", "entropies")
-    out = {name: np.full((rows, length), filler, dtype) for name in names}
-    out |= {"loss_mask": np.zeros((rows, length), np.float32), "segment_ids": np.zeros((rows, length), np.int32)}
-    out["index"] = np.full((rows, length), -1)
+    out = {name: np.resize(np.asarray(filler, dtype), (ROWS, LENGTH)) for name in names}
+    out |= {"loss_mask": np.zeros((ROWS, LENGTH), np.float32), "segment_ids": np.zeros((ROWS, LENGTH), np.int32)}
+    out["index"] = np.full((ROWS, LENGTH), -1)
     for name in ("example_mask", "trained", "counted"):
-        out[name] = np.zeros((rows, per_row), np.float32)
-    out["limit"] = np.zeros((rows, per_row), dtype)
-    for row in range(rows):
+        out[name] = np.zeros((ROWS, SLOTS), np.float32)
+    out["limit"] = np.zeros((ROWS, SLOTS), dtype)
+    for row in range(ROWS):
         start = 0
         for n, i in enumerate(order[row * per_row : (row + 1) * per_row]):
             stop = start + prompt + LENGTHS[i]
@@ -63,6 +65,13 @@ def packed(advantages, dtype=np.float32, filler=np.nan, order=range(9), per_row=
                 for name, value in zip(names, values, strict=True):
                     out[name][row, at] = value
             start = stop
+    return out
+
+
+def slots(values):
+    """Numbers of the nine sequences, three in a row and in order, as an array [ROWS, SLOTS]."""
+    out = np.zeros((ROWS, SLOTS), np.float32)
+    out[:3] = np.reshape(values, (3, 3))
     return out
 
 

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from gramjax.core import advantages as worth
-from gramjax.core.policy_losses import AGGREGATION, LOSSES, Rows, correction_weights, policy_loss, policy_objective
+from gramjax.core.policy_losses import (
+    AGGREGATION,
+    LOSSES,
+    Rows,
+    correction_weights,
+    kl_tokens,
+    policy_loss,
+    policy_objective,
+)
 from gramjax.core.reinforcement import GrpoSection
 
 TERMS = ("old_logprobs", "reference_logprobs", "sampler_logprobs")
@@ -106,7 +114,7 @@ FILTERS = [
 
 def with_flags(batch, **flags):
     """A batch whose sequences (three in a row, in order) have these flags."""
-    return batch | {name: np.asarray(flag, np.float32).reshape(3, 3) for name, flag in flags.items()}
+    return batch | {name: golden.slots(flag) for name, flag in flags.items()}
 
 
 @pytest.mark.parametrize(("trained", "counted", "want"), FILTERS)
@@ -196,7 +204,7 @@ def test_gradients_are_finite_differences(settings):
     with jax.enable_x64(True):
         batch = golden.packed(SCALED, np.float64)
         if "offline_fraction" in settings:
-            batch["offline"] = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0]], np.float64)
+            batch["offline"] = golden.slots([1, 0, 0, 0, 0, 1, 0, 1, 0])
         loss = jax.jit(loss_of(batch, section(**settings)))
         at = jnp.asarray(batch["logprobs"])
         slope = np.asarray(jax.grad(loss)(at))
@@ -243,7 +251,8 @@ def test_correction_weights_have_no_gradient_and_scale_that_of_each_token():
         weights, _ = correction_weights(old, sampler, rows, settings)
         plain = jax.grad(loss_of(batch, section(loss="dapo")))(at)
         np.testing.assert_allclose(jax.grad(loss_of(batch, settings))(at), plain * weights, rtol=1e-5, atol=1e-8)
-        moved = jax.grad(lambda x, s=settings: jnp.sum(correction_weights(x, sampler, rows, s)[0]))(old)
+        total = lambda x, y=sampler, r=rows, s=settings: jnp.sum(correction_weights(x, y, r, s)[0])  # noqa: E731
+        moved = jax.grad(total)(old)
         assert not np.any(moved)
 
 
@@ -254,7 +263,7 @@ def test_on_policy_the_loss_is_zero_and_its_gradient_is_not():
     loss = loss_of(batch, section())
     value, slope = jax.value_and_grad(loss)(jnp.asarray(batch["logprobs"]))
     assert float(value) == pytest.approx(-np.mean(SCALED), abs=1e-6)
-    lengths = golden.LENGTHS.reshape(3, 3)
+    lengths = np.maximum(golden.slots(golden.LENGTHS), 1)
     want = np.where(batch["loss_mask"] > 0, -batch["advantages"] / 9, 0)
     n = np.maximum(batch["segment_ids"] - 1, 0)
     want = np.nan_to_num(want / np.take_along_axis(lengths, n, axis=1))
@@ -271,14 +280,13 @@ EVERYTHING = [
 
 
 @pytest.mark.parametrize("settings", EVERYTHING)
-@pytest.mark.parametrize("filler", [1e4, -1e4, np.nan])
-def test_what_stands_outside_of_the_mask_is_not_seen(settings, filler):
+def test_what_stands_outside_of_the_mask_is_not_seen(settings):
     """Value, gradient and metrics are the same whatever fills prompts and padding."""
     found = []
-    for fill in (0.0, filler):
+    for fill in (0.0, [np.nan, 1e4, -1e4, np.inf]):
         batch = golden.packed(SCALED, filler=fill)
         if "offline_fraction" in settings:
-            batch["offline"] = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0]], np.float32)
+            batch["offline"] = golden.slots([1, 0, 0, 0, 0, 1, 0, 1, 0])
         loss = loss_of(batch, section(**settings))
         value, slope = jax.value_and_grad(loss)(jnp.asarray(batch["logprobs"]))
         found.append((value, slope, *objective(batch, section(**settings))[1].values()))
@@ -291,17 +299,24 @@ def test_what_stands_outside_of_the_mask_is_not_seen(settings, filler):
 def test_packing_and_order_change_nothing(name):
     """The same sequences one in a row, and three in a row in another order."""
     want, _ = objective(golden.packed(SCALED), section(loss=name, beta=0.1))
-    alone, _ = objective(golden.packed(SCALED, per_row=1, length=6), section(loss=name, beta=0.1))
+    alone, _ = objective(golden.packed(SCALED, per_row=1), section(loss=name, beta=0.1))
     mixed, _ = objective(golden.packed(SCALED, order=[8, 0, 4, 2, 6, 1, 7, 5, 3]), section(loss=name, beta=0.1))
     assert float(alone) == pytest.approx(float(want), abs=1e-6)
     assert float(mixed) == pytest.approx(float(want), abs=1e-6)
 
 
+COUNTING = ("loss_mask", "segment_ids", "trained", "counted")
+
+
 def in_parts(batch, count, settings):
-    """Totals and weights of `count` microbatches of rows, added up and divided once, as the training step does."""
+    """Totals and weights of `count` microbatches, added up and divided once, as the training step does.
+
+    Rows of the other microbatches are padding.
+    """
     pairs = []
     for part in range(count):
-        piece = {name: jnp.asarray(value[part::count]) for name, value in batch.items()}
+        mine = (np.arange(golden.ROWS) % count == part)[:, None]
+        piece = {name: jnp.asarray(value * mine if name in COUNTING else value) for name, value in batch.items()}
         pairs.append(policy_objective(piece.pop("logprobs"), piece.pop("entropies"), piece, settings)[0])
     return float(sum(total for total, _ in pairs) / sum(weight for _, weight in pairs))
 
@@ -309,7 +324,7 @@ def in_parts(batch, count, settings):
 @pytest.mark.parametrize("name", LOSSES)
 def test_microbatches_change_only_the_mean_over_their_own_tokens(name):
     """Every denominator is that of the whole step; `batch_token` is the one that is not."""
-    batch = golden.packed(SCALED, order=[0, 1, 2, 3, 4, 5, 6, 7], per_row=1, length=6)
+    batch = golden.packed(SCALED, order=[0, 1, 2, 3, 4, 5, 6, 7], per_row=1)
     one, two, four = (in_parts(batch, count, section(loss=name)) for count in (1, 2, 4))
     if name == "bnpo":
         assert abs(one - two) > 1e-3 and abs(one - four) > 1e-3
@@ -409,15 +424,18 @@ def test_vespo_weighs_a_sequence_by_its_sampler_too():
 def test_offline_tokens_have_the_gradient_weight_of_their_probability():
     """A gamma p / (p + gamma)^2, largest where p = gamma; on-policy sequences beside them are not clipped."""
     p = np.array([0.01, 0.05, 0.1, 0.2, 0.5, 0.9])
+    shape, first = (golden.ROWS, golden.LENGTH), np.eye(1, golden.LENGTH)
     batch = {
-        "loss_mask": np.ones((6, 1), np.float32), "segment_ids": np.ones((6, 1), np.int32),
-        "advantages": np.full((6, 1), 2.0, np.float32), "offline": np.ones((6, 1), np.float32),
-        "old_logprobs": np.full((6, 1), -3.0, np.float32),
+        "loss_mask": np.zeros(shape, np.float32), "segment_ids": np.ones(shape, np.int32),
+        "advantages": np.full(shape, 2.0, np.float32), "old_logprobs": np.full(shape, -3.0, np.float32),
+        "logprobs": np.full(shape, np.nan, np.float32), "entropies": np.ones(shape, np.float32),
     }  # fmt: skip
-    batch |= {name: np.ones((6, 1), np.float32) for name in ("trained", "counted", "limit", "entropies")}
-    batch["logprobs"] = np.log(p)[:, None].astype(np.float32)
+    batch["loss_mask"][:6] = first
+    batch["logprobs"][:6, 0] = np.log(p)
+    for name in ("trained", "counted", "limit", "offline"):
+        batch[name] = np.ones((golden.ROWS, golden.SLOTS), np.float32) * (np.arange(golden.SLOTS) == 0)
     settings = section(loss="dapo", offline_fraction=0.125)
-    slope = jax.grad(loss_of(batch, settings))(jnp.asarray(batch["logprobs"]))[:, 0]
+    slope = jax.grad(loss_of(batch, settings))(jnp.asarray(batch["logprobs"]))[:6, 0]
     np.testing.assert_allclose(-np.asarray(slope) * 6 / 2, [0.0826, 0.2222, 0.25, 0.2222, 0.1389, 0.09], atol=5e-5)
     np.testing.assert_allclose(-np.asarray(slope) * 6 / 2, 0.1 * p / (p + 0.1) ** 2, atol=1e-5)
     _, metrics = objective(batch, settings)
@@ -426,7 +444,7 @@ def test_offline_tokens_have_the_gradient_weight_of_their_probability():
 
 
 def test_runs_with_offline_samples_do_not_clip_unless_told_to():
-    batch = golden.packed(SCALED) | {"offline": np.zeros((3, 3), np.float32)}
+    batch = golden.packed(SCALED) | {"offline": golden.slots(np.zeros(9))}
     losses = [[-np.exp(lp - old) * SCALED[i] for lp, old, _, _ in (golden.numbers(i, t) for t in range(n))]
               for i, n in enumerate(golden.LENGTHS)]  # fmt: skip
     free = objective(batch, section(loss="dapo", offline_fraction=0.1))[0]
@@ -458,21 +476,20 @@ def test_distances_estimate_what_they_say():
     draws = rng.choice(6, size=20_000, p=np.asarray(p, np.float64) / np.sum(np.asarray(p, np.float64)))
     counts = np.bincount(draws, minlength=6) / len(draws)
 
-    def terms(t, kind):
-        """The estimator at each of the actions, under a policy that has just drawn them."""
-        from gramjax.core.policy_losses import kl_tokens
-
-        logp = jax.nn.log_softmax(t)[None]
-        ratio = jnp.exp(logp - jax.lax.stop_gradient(logp))
-        rows = Rows(jnp.ones((1, 6), bool), jnp.ones((1, 6), jnp.int32), 1)
-        return kl_tokens(logp, log_q[None], rows, kind, ratio)[0]
-
     zero = jnp.zeros(6)
     wanted = {"k1": zero, "k2": jax.grad(forward)(theta), "k3": jax.grad(backward)(theta),
               "k3_is": jax.grad(forward)(theta), "k3_k2grad": jax.grad(forward)(theta)}  # fmt: skip
+
+    def terms(t):
+        """Every estimator at each of the actions, under a policy that has just drawn them."""
+        logp = jax.nn.log_softmax(t)[None]
+        ratio = jnp.exp(logp - jax.lax.stop_gradient(logp))
+        rows = Rows(jnp.ones((1, 6), bool), jnp.ones((1, 6), jnp.int32), 1)
+        return {kind: kl_tokens(logp, log_q[None], rows, kind, ratio)[0] for kind in wanted}
+
+    values, slopes = terms(theta), jax.jit(jax.jacobian(terms))(theta)
     for kind, slope in wanted.items():
-        value = np.asarray(terms(theta, kind), np.float64)
-        each = np.asarray(jax.jacobian(terms)(theta, kind), np.float64)  # [action, parameter]
+        value, each = (np.asarray(table[kind], np.float64) for table in (values, slopes))  # [action(, parameter)]
         mean = counts @ each
         error = np.sqrt(counts @ np.square(each - mean) / len(draws))
         assert np.all(np.abs(mean - np.asarray(slope)) < 3 * error + 1e-6), kind
