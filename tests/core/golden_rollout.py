@@ -129,3 +129,19 @@ def divided(losses, name, trained=None, counted=None):
     if name == "token":
         return total / sum(len(x) for x, use in zip(losses, counted, strict=True) if use)
     return total / sum(counted) / (LIMIT if name == "constant" else 1)
+
+
+def distances(kind, i):
+    """KL of each token of sequence i from the reference."""
+    d = [numbers(i, t)[0] - numbers(i, t)[2] for t in range(LENGTHS[i])]
+    return [{"k1": x, "k2": x * x / 2, "k3": math.exp(-x) - 1 + x}[kind] for x in d]
+
+
+def corrections(kind, i, cap=2.0, floor=0.5):
+    """The weight of each token of sequence i for the difference between sampler and trainer."""
+    w = [math.exp(numbers(i, t)[1] - numbers(i, t)[3]) for t in range(LENGTHS[i])]
+    if kind.startswith("sequence"):
+        w = [math.prod(w)] * len(w)
+    if kind.endswith("truncate"):
+        return [min(x, cap) for x in w]
+    return [x if x <= cap and (kind != "token_mask" or x >= floor) else 0.0 for x in w]
