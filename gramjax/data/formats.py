@@ -12,8 +12,19 @@ from typing import Any
 
 from gramjax.core import leaderboards, rewardbench
 from gramjax.core.errors import DataError
-from gramjax.data import helpsteer3
-from gramjax.data.rows import PAIR_UNLABELLED, PREFERENCE, RATIONALE, RESPONSES, Drop, Message, coin
+from gramjax.data import helpsteer3, math_rows
+from gramjax.data.rows import (
+    LANGUAGE_MODELING,
+    PAIR_UNLABELLED,
+    PREFERENCE,
+    PROMPT_COMPLETION,
+    PROMPT_ONLY,
+    RATIONALE,
+    RESPONSES,
+    Drop,
+    Message,
+    coin,
+)
 
 START, END = "[The Start of Assistant {}'s Answer]", "[The End of Assistant {}'s Answer]"
 QUESTION = "[User Question]"
@@ -367,6 +378,21 @@ def _rewardbench(record: Record, where: str, want: Want) -> list[dict[str, Any]]
     return [row | {"benchmark": "rewardbench"} if record.get("subset") in rewardbench.SUBSETS else row]
 
 
+def _problem(read: Callable[[Record, str], dict[str, Any]]) -> Callable[[Record, str, Want], list[dict[str, Any]]]:
+    """A reader of `math_rows` as one of this table; where answers to learn from are wanted, the solution is one."""
+
+    def made(record: Record, where: str, want: Want) -> list[dict[str, Any]]:
+        if want and not set(want) & {PROMPT_ONLY, PROMPT_COMPLETION, LANGUAGE_MODELING}:
+            return [dict(record)]  # of no use here: refused by its own columns
+        row = read(record, where)
+        row["prompt"] = user(row["prompt"])
+        if PROMPT_COMPLETION in want and PROMPT_ONLY not in want and row.get("solution"):
+            row["completion"] = assistant(row["solution"])
+        return [row]
+
+    return made
+
+
 def _is_text(record: Record, *names: str) -> bool:
     return all(isinstance(record.get(name), str) for name in names)
 
@@ -411,6 +437,7 @@ FORMATS: tuple[tuple[str, Callable[[Record], bool], Callable[[Record, str, Want]
     ("sharegpt", _is_sharegpt, _sharegpt),
     ("alpaca", lambda r: _is_text(r, "instruction") and (_is_text(r, "output") or _is_text(r, "chosen", "rejected")),
      _alpaca),
+    *((name, fits, _problem(read)) for name, fits, read in math_rows.SHAPES),
 )  # fmt: skip
 """(name, test, reader), tried in this order; the first that fits reads the record."""
 

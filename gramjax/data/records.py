@@ -1,4 +1,5 @@
-"""Records out of files: JSON lines, JSON arrays (both also gzipped), parquet, saved `datasets` folders, TFDS folders.
+"""Records out of files: JSON lines, JSON arrays, questions in .tsv (all also gzipped), parquet, saved `datasets`
+folders, TFDS folders.
 
 Nothing here knows row types. Every reader yields `(where, record or BadRecord)`; a file that cannot be read at all
 raises DataError. JSON is read strictly: UTF-8, no NaN or Infinity, no doubled keys, no lone surrogates, no NUL.
@@ -59,9 +60,11 @@ def read(source: str) -> Iterator[Item]:
         yield from _parquet(path)
     elif path.name.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz", ".ndjson")):
         yield from _json(path)
+    elif path.name.endswith((".tsv", ".tsv.gz")):
+        yield from _questions(path)
     else:
-        raise UserError(f"{path.name}: unknown kind of data file; .jsonl, .json (both also .gz), .parquet, a saved "
-                        "`datasets` folder and a TFDS folder can be read")  # fmt: skip
+        raise UserError(f"{path.name}: unknown kind of data file; .jsonl, .json, .tsv (all also .gz), .parquet, a "
+                        "saved `datasets` folder and a TFDS folder can be read")  # fmt: skip
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -200,6 +203,28 @@ def _lines(path: Path, file: Any) -> Iterator[Item]:
             if bad.args[0] == "invalid JSON" and not raw.endswith(b"\n"):
                 bad = BadRecord("truncated last line", f"the last line breaks off: {bad.detail}; the file is truncated")
             yield where, bad
+
+
+def _questions(path: Path) -> Iterator[Item]:
+    """MGSM's files: a question and its answer on a line, a tab between them, no header and no quoting."""
+    offset, row = 0, 0
+    try:
+        with _open(path) as file:
+            for raw in file:
+                start, offset = offset, offset + len(raw)
+                if not raw.strip():
+                    continue
+                row += 1
+                try:
+                    fields = _decode(raw.rstrip(b"\r\n"), start).removeprefix("\ufeff").split("\t")
+                    if len(fields) != 2:
+                        raise BadRecord("not two columns", f"has {len(fields)} columns; a .tsv file is read as "
+                                        "question, tab, answer")  # fmt: skip
+                    yield f"{path.name} row {row}", {"question": fields[0], "answer": fields[1]}
+                except BadRecord as bad:
+                    yield f"{path.name} row {row}", bad
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise DataError(f"{path.name}: damaged or truncated gzip file ({error})") from None
 
 
 def _plain(value: Any) -> Any:
