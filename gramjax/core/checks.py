@@ -58,6 +58,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "grpo.correction_cap": (ABOVE_0, INF),
     "grpo.correction_floor": (0, INF),
     "grpo.off_policy_mask_threshold": (0, INF),
+    "grpo.value_coef": (0, INF),
+    "grpo.value_clip": (0, INF),
+    "grpo.gae_lambda": (0, 1),
+    "grpo.gamma": (ABOVE_0, 1),
     "grpo.completions_every": (0, INF),
     "grpo.completions_shown": (0, INF),
     "reward.timeout": (ABOVE_0, INF),
@@ -246,19 +250,22 @@ def merged(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 def problems(config: Mapping[str, Any], verb: str = "train") -> list[str]:
     """Everything that is wrong with the names, types and ranges of a config; empty when it is usable.
 
-    Each of `config.phases` is looked at as the config that it makes.
+    Each of `config.phases` is looked at as the config that it makes; a phase with another method leaves the settings
+    that the method of the whole adds to a section (the values of ppo in `config.grpo`) alone.
     """
     plain = {name: value for name, value in config.items() if name != "phases"}
     out = problems_of_one(plain, verb)
+    whole = {path: found for path, found in settings(plain).items() if path.split(".")[0] in SECTIONS}
     for phase, changes in config.get("phases", {}).items():
-        found = problems_of_one(merged(plain, changes), verb)
+        own = flatten(changes)
+        found = problems_of_one(merged(plain, changes), verb, {p: s for p, s in whole.items() if p not in own})
         out += [f"phase {phase}: {problem}" for problem in found if problem not in out]
     return out
 
 
-def problems_of_one(config: Mapping[str, Any], verb: str) -> list[str]:
-    """`problems` of a config without phases."""
-    known = settings(config)
+def problems_of_one(config: Mapping[str, Any], verb: str, beside: Mapping[str, Setting] | None = None) -> list[str]:
+    """`problems` of a config without phases, which may hold the settings `beside` its own."""
+    known = {**(beside or {}), **settings(config)}
     flat = flatten(config)
     out = [unknown(path, known, verb) for path in flat if path not in known]
     good: dict[str, Any] = {}

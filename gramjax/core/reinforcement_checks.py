@@ -41,6 +41,10 @@ def _refuse(field: str, value: object, why: str) -> None:
 def _check_advantages(section: GrpoSection) -> None:
     name = advantages.estimator(section)
     compares = name in advantages.GROUP
+    if name == "gae":
+        for field, idle in (("offline_baseline", "mixed"), ("kl_before_normalisation", False)):
+            if (value := getattr(section, field)) != idle:
+                _refuse(field, value, "advantages from values have no statistics of groups")
     if compares and section.group_size < 2:
         _refuse("group_size", section.group_size, f"advantage={name} compares the answers of a group; give at least 2")
     if not compares and section.zero_variance != "keep":

@@ -12,8 +12,9 @@ from gramjax.core.config import SECTIONS, fields
 
 
 def field_docs(record: type) -> dict[str, str]:
-    """The string under each field of a dataclass, "" where there is none."""
-    out = {field.name: "" for field in fields(record)}
+    """The string under each field of a dataclass, "" where there is none; of one that it extends, those it changes."""
+    shown = {field.name for field in fields(record)} & set(inspect.get_annotations(record))
+    out = {field.name: "" for field in fields(record) if field.name in shown}
     body = ast.parse(textwrap.dedent(inspect.getsource(record))).body[0]
     assert isinstance(body, ast.ClassDef)
     for node, after in zip(body.body, body.body[1:]):
@@ -50,7 +51,11 @@ def pages() -> str:
         ("recipes", "config.recipe of `{}`", "recipe."),
     ):
         for name in plugins.names(kind):
-            records.append((title.format(name), prefix.format(name), plugins.load(kind, name).Config))
+            plugin = plugins.load(kind, name)
+            if (section := getattr(plugin, "SECTION", "")) and plugin.Config is SECTIONS[section]:
+                continue  # shown above
+            heads = (f"config.{section} of `{name}`", f"{section}.") if section else (title.format(name), prefix)
+            records.append((heads[0], heads[1].format(name), plugin.Config))
     blocks = []
     for title, prefix, record in records:
         summary = (record.__doc__ or "").strip().split("\n")[0]
