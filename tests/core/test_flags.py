@@ -5,7 +5,7 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from gramjax.core import checks, flags
+from gramjax.core import checks, flags, plugins
 from gramjax.core import config as configs
 from gramjax.core.errors import UserError
 
@@ -301,6 +301,9 @@ def test_choices_are_the_documented_ones():
 
 def test_ranges_and_choices_name_settings_that_exist():
     known = {f"{name}.{field}" for name, record in configs.SECTIONS.items() for field in record.__dataclass_fields__}
+    methods = [plugins.load("objectives", name) for name in plugins.names("objectives")]
+    rolling = [method for method in methods if hasattr(method, "SECTION")]
+    known |= {f"{method.SECTION}.{field}" for method in rolling for field in method.Config.__dataclass_fields__}
     assert set(checks.RANGES) | set(checks.CHOICES) <= known | set(configs.GENERAL)
 
 
