@@ -202,6 +202,13 @@ def split(argv: list[str]) -> tuple[dict[str, str | None], list[str]]:
     return out, apart
 
 
+def full_path(config: ConfigDict, path: str) -> str:
+    """`eval.NAME` as `evals.PLUGIN.NAME` in a config with one eval; any other path as it is."""
+    first, _, rest = path.partition(".")
+    plugins = list(config.get("evals", {}))
+    return f"evals.{plugins[0]}.{rest}" if first == "eval" and rest and len(plugins) == 1 else path
+
+
 def as_text(values: tuple[Any, ...] | list[Any]) -> str:
     """A tuple as it is written on a command line: `('a','b')`."""
     return f"({','.join(repr(v) for v in values)}{',' if len(values) == 1 else ''})"
@@ -306,7 +313,9 @@ def parse(argv: list[str], verb: str = "train", workdir_needed: bool = True) -> 
     overrides: dict[str, Any] = {}
     for flag, text in given.items():
         if flag.startswith("config."):
-            path = flag.removeprefix("config.")
+            path = full_path(config, flag.removeprefix("config."))
+            if path in overrides:
+                raise UserError(f"config.{path} is given twice (config.eval is short for it); give it once")
             if flag in apart and isinstance(before.get(path), bool):
                 raise UserError(f"{text!r} is not a flag (--{flag} is a switch; --no{flag} turns it off)")
             overrides[path] = override(config, path, text, known, verb)

@@ -151,7 +151,7 @@ def entropy(verdicts: Any) -> float:
     """Mean entropy of a verdict, in nats: 0 where every problem is always or never solved, log 2 for coins."""
     p = rates(verdicts)
     inside = p[(0 < p) & (p < 1)]
-    return float(-np.sum(inside * np.log(inside) + (1 - inside) * np.log1p(-inside)) / len(p))
+    return float(np.sum(-inside * np.log(inside) - (1 - inside) * np.log1p(-inside)) / len(p))
 
 
 def answer_entropy(answers: Sequence[Sequence[Hashable]]) -> float:
@@ -159,7 +159,7 @@ def answer_entropy(answers: Sequence[Sequence[Hashable]]) -> float:
     found = []
     for given in answers:
         shares = np.array(list(collections.Counter(given).values())) / len(given)
-        found.append(float(-np.sum(shares * np.log(shares))))
+        found.append(float(np.sum(-shares * np.log(shares))) + 0.0)  # no negative zero
     return float(np.mean(found))
 
 
@@ -180,27 +180,26 @@ def summarise(
 
     `avg@k` and `maj@k` stand there under these names and with the number of repeats (`avg@16`); `pass_j` (empty: powers
     of two, and k) gives one `pass@j` each. Errors end in `_sampling_error` (drawing), `_question_error` (problems) and
-    `_standard_error` (both); intervals are normal, of the last.
+    `_standard_error` (both); intervals (`_low`, `_high`) are of the last.
     """
     given = verdicts_of(verdicts)
     n, k = given.shape
     correct, found = given.sum(1), average(given)
     yield "num_problems", n
     yield "k", k
-    yield from named("avg@k", found.mean, found.total_error)
+    yield from named("avg@k", given.mean(1))
     yield "avg@k_sampling_error", known(found.sampling_error)
     yield "avg@k_question_error", known(found.question_error)
     most = majority(answers, given)
-    yield from named("maj@k", float(most.mean()), error_of(most))
+    yield from named("maj@k", most)
     yield f"avg@{k}", found.mean
     yield f"maj@{k}", float(most.mean())
     for j in pass_j or powers_of_two(k):
-        one = pass_at(correct, k, j)
-        yield from named(f"pass@{j}", float(one.mean()), error_of(one))
+        yield from named(f"pass@{j}", pass_at(correct, k, j))
     if greedy is not None:
-        first, differ = np.asarray(greedy, np.float64), flips(greedy, given)
-        yield from named("greedy_accuracy", float(first.mean()), error_of(first))
-        yield from named("greedy_flip_rate", float(differ.mean()), error_of(differ))
+        differ = flips(greedy, given)
+        yield from named("greedy_accuracy", np.asarray(greedy, np.float64))
+        yield from named("greedy_flip_rate", differ)
         yield "greedy_flip_ties", int(np.sum(differ == 0.5))
     mask = uncertain(given, *bounds)
     yield "uncertain_share", float(mask.mean())
@@ -215,13 +214,21 @@ def summarise(
     yield "histogram", [{"from": i / BINS, "to": (i + 1) / BINS, "num_problems": int(c)} for i, c in enumerate(counts)]
 
 
-def named(name: str, mean: float, error: float) -> Iterator[tuple[str, float | None]]:
-    """A mean with its standard error and 95 % interval."""
+def named(name: str, values: np.ndarray) -> Iterator[tuple[str, float | None]]:
+    """The mean of one number from 0 to 1 per problem, with its standard error and 95 % interval."""
+    mean, error = float(values.mean()), error_of(values)
     yield name, mean
     yield f"{name}_standard_error", known(error)
-    if not math.isnan(error):
-        yield f"{name}_low", max(mean - Z * error, 0.0)
-        yield f"{name}_high", min(mean + Z * error, 1.0)
+    yield f"{name}_low", interval(mean, error, len(values))[0]
+    yield f"{name}_high", interval(mean, error, len(values))[1]
+
+
+def interval(mean: float, error: float, problems: int) -> tuple[float, float]:
+    """Wilson's interval at the number of coins whose mean would have this error; that of the problems where it is 0 or
+    unknown, so that five problems never solved do not look like a certainty."""
+    effective = mean * (1 - mean) / error**2 if error > 0 else 0.0
+    number = max(effective, float(problems))
+    return statistics.wilson(mean * number, number)
 
 
 def error_of(values: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,12 @@ SHOWN = ("num_pairs", "accuracy", "accuracy_one_draw", "ties", "num_tied", "num_
          "swap_consistency", "order_correlation", "position_bias", "ece", "brier", "rm_bench_overall", "rm_bench_hard",
          "judgebench_official", "judgebench_averaged", "rewardbench_official", "rewardbench_reasoning_unweighted",
          "hhh_mean", "rewardbench2_overall", "rewardbench2_ties",
+         "num_problems", "k", "avg@k", "avg@k_sampling_error", "avg@k_question_error", "maj@k", "greedy_accuracy",
+         "greedy_flip_rate", "uncertain_share", "clipped_share", "no_answer_share", "n_errors", "num_skipped",
          "num_lists", "selector", "n", "proxy", "oracle", "oracle_share", "num_sequences")  # fmt: skip
 """The numbers that a person looks for first."""
+
+PASS = re.compile(r"pass@\d+")
 
 INSTRUCTION = "evals.rationale.judging.instruction"
 """The judge's instruction, which a training with rationales has in `objective.instruction`."""
@@ -58,6 +63,7 @@ def main(argv: list[str]) -> int:
 def open_rows(config: Any, overrides: dict[str, Any]) -> tuple[Any, setup.Network, dict[str, Any]]:
     """The rows to judge, the model that judges them, and the settings taken from the run that trained it."""
     settings = inheritance.inherit(config, overrides)
+    evaluation.sections(config.evals)  # what they refuse is said before weights are read
     network = setup.open_network(config)
     found = readers.read(config.data.path, setup.data_section(config), evaluation.row_types(config.evals))
     return found, network, settings
@@ -135,7 +141,7 @@ def show(name: str, results: dict[str, Any], workdir: Path) -> None:
     """The numbers a person looks for first, and where the rest is."""
     if jax.process_index() != 0:
         return
-    for key in SHOWN:
+    for key in (*SHOWN, *(name for name in results if PASS.fullmatch(name))):
         value = results.get(key)
         if value is not None:
             interval = ""

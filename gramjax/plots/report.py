@@ -12,8 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from gramjax.core import comparison as comparison_of_rows
+from gramjax.core import repeated
 from gramjax.core.errors import UserError
-from gramjax.plots import adaptation, benchmarks, best_of_n, files, preference, rollouts, rounds, rounds_page, training
+from gramjax.plots import (
+    adaptation,
+    benchmarks,
+    best_of_n,
+    files,
+    preference,
+    repeats,
+    rollouts,
+    rounds,
+    rounds_page,
+    training,
+)
 from gramjax.plots.files import RunFiles
 from gramjax.plots.page import STYLE, card, e, link, percent, picture, table
 from gramjax.plots.style import Drawn
@@ -56,7 +68,7 @@ def draw(run: RunFiles, second: RunFiles | None = None, folder: Path | None = No
     if run.rounds is not None:
         drawn += rounds.draw_all(run.rounds, folder)
     drawn += adaptation.draw_all(run.rounds, folder) + best_of_n.draw_all(run.evals, folder)
-    drawn += rollouts.draw_all(run, folder)
+    drawn += rollouts.draw_all(run, folder) + repeats.draw_all(run.evals, folder)
     for name, rows in run.rows.items():
         if rows and "probability" in rows[0]:
             target = folder if name == "preference" else folder / name
@@ -120,6 +132,8 @@ def render(run: RunFiles, drawn: Sequence[Drawn], second: RunFiles | None, missi
 
 def headline(results: Mapping[str, Any]) -> str:
     """The cards on top: what the run is worth."""
+    if repeats.is_repeated(results):
+        return repeats.headline(results)
     if "accuracy" not in results:
         return ""
     low, high = results.get("accuracy_low"), results.get("accuracy_high")
@@ -202,7 +216,7 @@ def evaluation(run: RunFiles) -> str:
         half = -(-len(numbers) // 2)
         pairs = [(*numbers[i], *(numbers[i + half] if i + half < len(numbers) else ("", ""))) for i in range(half)]
         out.append(table(("metric", "value", "metric", "value"), pairs))
-        out.append(benchmarks.sections(results))
+        out += [benchmarks.sections(results), repeats.sections(results)]
         out += [f"<p>{e(note)}</p>" for note in (results.get("notes") or {}).values()]
         heads = ("pairs", "right", "ties", "accuracy", "95 % interval")
         groups = results.get("subsets") or {}
@@ -309,11 +323,17 @@ def compare_runs(run_folder: str | Path, other: str | Path) -> dict[str, str]:
 
 
 def compared(run: RunFiles, second: RunFiles) -> dict[str, str]:
-    """By eval that both runs have: the paired difference of their accuracies in words."""
+    """By eval that both runs have: the paired difference of their accuracies (by repeats, of avg@k) in words."""
     out = {}
     for name in run.evals:
         if name in second.evals:
-            found = comparison_of_rows.compare(run.rows.get(name) or [], second.rows.get(name) or [])
+            one, two = run.rows.get(name) or [], second.rows.get(name) or []
+            if all(rows and "verdicts" in rows[0] for rows in (one, two)):
+                by_repeats = repeated.compare_rows(one, two)
+                if by_repeats is not None:
+                    out[name] = by_repeats.said(*two_names(run, second))
+                continue
+            found = comparison_of_rows.compare(one, two)
             if found is not None:
                 unit = "lists" if "num_lists" in run.evals[name] else "pairs"
                 out[name] = found.said(*two_names(run, second), unit=unit)

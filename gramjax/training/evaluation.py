@@ -1,8 +1,10 @@
 """Evaluate weights and write the results into a run folder; the same function during training and afterwards."""
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -20,6 +22,12 @@ Evaluator = Callable[[Any, Sequence[Mapping[str, Any]], Path, Mapping[str, Any]]
 def row_types(evals: Mapping[str, Any]) -> tuple[str, ...]:
     """The row types that the evals of a config can read, the one to prefer first."""
     return tuple(dict.fromkeys(kind for name in evals for kind in plugins.load("evals", name).ROW_TYPES))
+
+
+def sections(evals: Mapping[str, Any]) -> dict[str, tuple[ModuleType, Any]]:
+    """Each eval's plug-in and settings. Raises UserError for settings that a plug-in refuses; needs no model."""
+    modules = {name: plugins.load("evals", name) for name in evals}
+    return {name: (m, configs.section(evals[name], m.Config, f"evals.{name}")) for name, m in modules.items()}
 
 
 def compares(evals: Mapping[str, Any]) -> bool:
@@ -40,9 +48,7 @@ def make_evaluator(
     """
     pack = jax.jit(model.pack)
     parts = {}
-    for name, values in evals.items():
-        module = plugins.load("evals", name)
-        config = configs.section(values, module.Config, f"evals.{name}")
+    for name, (module, config) in sections(evals).items():
         samples = getattr(module, "SAMPLES", False)
         parts[name] = (module, config, None if samples else module.make_scorer(model, renderer, config, model.mesh))
     ends = end_ids or default_ends(renderer.tokenizer)
@@ -57,7 +63,8 @@ def make_evaluator(
             if scorer is None:
                 packed = model.pack_for_decoding(params, config.generation.gather_weights)
                 sampler = Sampler(model, packed, renderer, ends, config.generation)
-                found = module.evaluate(sampler, rows, config, judged.append)
+                with written_early(folder, name, judged) as write_row:
+                    found = dict(module.evaluate(sampler, rows, config, write_row))
             else:
                 extra = {"reference": reference} if getattr(module, "REFERENCE", False) else {}
                 found = module.evaluate(
@@ -69,6 +76,26 @@ def make_evaluator(
         return out
 
     return evaluate
+
+
+@contextlib.contextmanager
+def written_early(folder: Path, name: str, judged: list[dict[str, Any]]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that keeps a row in `judged` and writes it to `folder/NAME.rows.jsonl` at once (process 0): answers
+    take time, and those that are there are worth seeing. Results of an earlier evaluation are taken away."""
+    with contextlib.ExitStack() as stack:
+        file = None
+        if jax.process_index() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{name}.json").unlink(missing_ok=True)
+            file = stack.enter_context((folder / f"{name}.rows.jsonl").open("w", encoding="utf-8"))
+
+        def keep(row: dict[str, Any]) -> None:
+            judged.append(row)
+            if file is not None:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()
+
+        yield keep
 
 
 def write_results(folder: Path, name: str, examples: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from gramjax.core import repeated
+from gramjax.core import repeated, statistics
 
 BETA = np.random.default_rng(1).beta(0.5, 0.5, 30)
 """Thirty problems, most of them nearly always or nearly never solved."""
@@ -163,11 +163,23 @@ def test_the_summary():
     assert found["zero_advantage@2"] == pytest.approx((1 / 3 + 1 / 2 + 1) / 3)
     alone = dict(repeated.summarise([[1]], [["1"]], pass_j=(1,)))
     json.dumps(alone, allow_nan=False)
-    assert alone["avg@k_standard_error"] is None and alone["avg@k_sampling_error"] is None and "avg@k_low" not in alone
+    assert alone["avg@k_standard_error"] is None and alone["avg@k_sampling_error"] is None and alone["avg@k_low"] < 0.3
+    never = dict(repeated.summarise([[0] * 4] * 5, [[None] * 4] * 5))
+    assert (never["avg@k_low"], never["avg@k_high"]) == statistics.wilson(0, 5), "five failures are no certainty"
+    assert str(never["verdict_entropy"]) == str(never["answer_entropy"]) == "0.0"
     assert "greedy_flip_rate" not in alone
     for bad in ([[1, 0], [1]], [], [[]]):
         with pytest.raises(ValueError, match="repeats"):
             dict(repeated.summarise(bad, []))
+
+
+def test_intervals_hold_the_truth():
+    """Of sets of problems drawn anew, about 95 % of the intervals hold the mean of all problems."""
+    generator, held = np.random.default_rng(0), 0
+    for _ in range(300):
+        found = dict(repeated.summarise(graded(generator.beta(0.5, 0.5, 40), 4, generator), [[0] * 4] * 40))
+        held += found["avg@k_low"] <= 0.5 <= found["avg@k_high"]
+    assert 0.92 < held / 300 < 0.98
 
 
 # -- two runs ----------------------------------------------------------------------------------------------------------
