@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 
@@ -80,20 +80,23 @@ def make_evaluator(
 
 @contextlib.contextmanager
 def written_early(folder: Path, name: str, judged: list[dict[str, Any]]) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that keeps a row in `judged` and writes it to `folder/NAME.rows.jsonl` at once (process 0): answers
-    take time, and those that are there are worth seeing. Results of an earlier evaluation are taken away."""
+    """A function that keeps a row in `judged` and writes it to `folder/NAME.rows.jsonl` at once (process 0).
+
+    Answers take time, and those that are there are worth seeing. The first takes away the results of an earlier run.
+    """
     with contextlib.ExitStack() as stack:
-        file = None
-        if jax.process_index() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{name}.json").unlink(missing_ok=True)
-            file = stack.enter_context((folder / f"{name}.rows.jsonl").open("w", encoding="utf-8"))
+        files: list[TextIO] = []
 
         def keep(row: dict[str, Any]) -> None:
             judged.append(row)
-            if file is not None:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                file.flush()
+            if jax.process_index() != 0:
+                return
+            if not files:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"{name}.json").unlink(missing_ok=True)
+                files.append(stack.enter_context((folder / f"{name}.rows.jsonl").open("w", encoding="utf-8")))
+            files[0].write(json.dumps(row, ensure_ascii=False) + "\n")
+            files[0].flush()
 
         yield keep
 
