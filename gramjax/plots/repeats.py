@@ -90,5 +90,5 @@ def _draw(axis: Any, bins: Sequence[Mapping[str, Any]], bounds: Sequence[float],
     axis.set_ylabel("Problems")
     axis.set_xlim(-0.01, 1.01)
     axis.grid(axis="x", visible=False)
-    axis.legend(loc="upper center")
+    axis.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
     style.percent(axis.xaxis)

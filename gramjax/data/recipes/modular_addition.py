@@ -3,9 +3,9 @@
 A prompt is `17+9=`, its answer `3` (modulo 23), read and written character by character. All 529 pairs of terms exist;
 a fixed tenth of them is held out.
 
-Splits: `train` and `valid` (prompts with the column `answer`), `worked` (the prompts of `train` with their answers as
-completions, for a supervised warm-up), `solved` (as `train`, with the answer in the column `solutions`, too: offline
-samples for reinforcement learning).
+Splits: `train` and `valid` (prompts with the column `answer`; `answer_kind` says that a right reply is nothing else),
+`worked` (the prompts of `train` with their answers as completions, for a supervised warm-up), `solved` (as `train`,
+with the answer in the column `solutions`, too: offline samples for reinforcement learning).
 
 Meant for the byte tokenizer (`config.tokenizer.path="bytes"`); prompt, answer and the end token fit into 9 tokens.
 """
@@ -20,7 +20,7 @@ PRIME = 23
 SPLITS = {"train": 0, "valid": 0, "worked": 0, "solved": 0}
 """Splits and their default sizes; 0: all there is. A smaller size is a seeded choice."""
 
-VERSION = hashlib.sha256(f"1{PRIME}".encode()).hexdigest()
+VERSION = hashlib.sha256(f"2{PRIME}".encode()).hexdigest()
 """Names the generator in the fingerprint of a run's data."""
 
 
@@ -44,4 +44,4 @@ def _row(split: str, left: int, right: int) -> dict[str, Any]:
     row, answer = {"id": f"{left}+{right}", "prompt": f"{left}+{right}="}, str((left + right) % PRIME)
     if split == "worked":
         return {**row, "completion": answer}
-    return {**row, "answer": answer} | ({"solutions": [answer]} if split == "solved" else {})
+    return {**row, "answer": answer, "answer_kind": "exact"} | ({"solutions": [answer]} if split == "solved" else {})
