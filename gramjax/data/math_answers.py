@@ -23,9 +23,12 @@ REASONS = (OK, MISMATCH, NO_THINK_END, NO_BOX, PARSE_FAIL, NO_GOLD)
 MOST_CHARACTERS = 2000
 """Of an answer: what is longer is none."""
 
+MOST_DEPTH = 20
+"""Of brackets in brackets that are looked into."""
+
 THINK_END = "</think>"
 TOLERANCE = Fraction(1, 10**6)
-"""Relative difference of a decimal from a number that is not one (`0.333333` and 1/3)."""
+"""Relative difference of a decimal from a fraction (`0.333333` and 1/3)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,17 +41,31 @@ class Verdict:
 
 
 def grade(text: str, golds: str | Sequence[str] | None, kind: str = "boxed", after_think: bool = False) -> Verdict:
-    """Whether the answer found in a text equals one of the right ones; without any it is not judged."""
-    if not golds:
+    """Whether the answer found in a text equals one of the right ones; without any it is not judged.
+
+    A right answer may be a worked solution that ends in a box or after `####`.
+    """
+    given = [golds] if isinstance(golds, str) else golds or []
+    right_ones = [right_one(gold, kind) for gold in given if gold and gold.strip()]
+    if not right_ones:
         return Verdict(None, NO_GOLD)
     found, reason = extract(text, kind, after_think)
     if found is None:
         return Verdict(False, reason)
     if len(found) > MOST_CHARACTERS:
         return Verdict(False, PARSE_FAIL)
-    golds = [golds] if isinstance(golds, str) else golds
-    right = any(equal(found, gold, kind) for gold in golds)
+    right = any(equal(found, gold, kind) for gold in right_ones)
     return Verdict(right, OK if right else MISMATCH)
+
+
+def right_one(gold: str, kind: str = "boxed") -> str:
+    """The answer alone, of a right answer that may be given with its solution."""
+    if kind == "exact":
+        return gold
+    inner = boxed(gold)
+    if inner is not None:
+        return inner
+    return gold.rpartition("####")[2].strip() if "####" in gold else gold
 
 
 def extract(text: str, kind: str = "boxed", after_think: bool = False) -> tuple[str | None, str]:
@@ -67,47 +84,74 @@ def extract(text: str, kind: str = "boxed", after_think: bool = False) -> tuple[
     if kind == "choice":
         letter = choice(inner if inner is not None else text)
         return (None, PARSE_FAIL) if letter is None else (letter, OK)
-    number = last_number(text.rpartition("####")[2] if "####" in text else inner if inner is not None else text)
+    number = _number(text, inner)
     return (None, PARSE_FAIL) if number is None else (number, OK)
+
+
+def _number(text: str, inner: str | None) -> str | None:
+    """The number behind the last `####`, else in the box, else the last of the text."""
+    if "####" in text:
+        inner = text.rpartition("####")[2].strip().partition("\n")[0]
+    if inner is None:
+        return last_number(text)
+    whole = len(inner) <= MOST_CHARACTERS and value_of(normalised(inner)) is not None
+    return inner.strip() if whole else last_number(inner)
+
+
+BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 
 
 def boxed(text: str) -> str | None:
     """The contents of the last `\\boxed{...}` (or `\\fbox{...}`) whose braces close; None without one."""
-    for match in reversed(list(re.finditer(r"\\f?boxed\s*\{", text))):
-        depth = 1
-        for place in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0)
-            if not depth:
-                return text[match.end() : place].strip()
-    plain = re.findall(r"\\boxed\s+([^\s$]+)", text)
+    waiting: list[int] = []  # where the open braces' contents begin; -1: not a box
+    last = (-1, -1)
+    for match in BRACES.finditer(text):
+        brace = match[0]
+        if brace == "}":
+            begin = waiting.pop() if waiting else -1
+            last = max(last, (begin, match.start()))
+        elif brace == "{":
+            waiting.append(-1)
+        elif brace[-1] == "{" and len(brace) > 2:
+            waiting.append(match.end())
+    if last[0] >= 0:
+        return text[last[0] : last[1]].strip()
+    plain = re.findall(r"\\boxed\s+([^\s${]+)", text)
     return plain[-1].rstrip(".") if plain else None
 
 
-CHOICE = re.compile(r"(?<![A-Za-z])\(?([A-Ja-j])\)?(?![A-Za-z])")
-SAID = re.compile(r"(?:answer|option|choice)\s*(?:is|:)?\s*\$?\(?([A-J])\)?(?![A-Za-z])", re.IGNORECASE)
+LETTER = re.compile(r"[\s(\[]*([A-Ja-j])[\s)\].:]*(?:$|(?<=[)\].:])\s)")
+ALONE = re.compile(r"(?<![A-Za-z])\(?([A-J])\)?(?![A-Za-z'])")
+SAID = re.compile(
+    r"(?i:answer|option|choice)(?i:\s|is|:)*(?:\(([A-Ja-j])\)|([A-J])(?![A-Za-z'])|([a-j])(?=\s*(?:[).]|$)))", re.M
+)
 
 
 def choice(text: str) -> str | None:
     """The letter that a text chooses: after "answer is" and the like, else a letter that stands alone."""
-    bare = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", text).strip()
-    said = SAID.findall(bare)
-    if said:
-        return said[-1].upper()
-    if first := re.match(r"[\s(\[]*([A-Ja-j])[\s)\].:]*(?:$|(?<=[)\].:])\s)", bare):
+    bare = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", text)
+    bare = re.sub(r"[*$]|\\[()]", "", bare).strip()
+    if said := SAID.findall(bare):
+        return "".join(said[-1]).upper()
+    if first := LETTER.match(bare):
         return first[1].upper()
-    found = [letter for letter in CHOICE.findall(bare) if letter.isupper() and letter not in "AI"]
-    found = found or [letter for letter in re.findall(r"\(([A-J])\)", bare)]
+    # A and I are also words: alone they count in brackets only.
+    found = [letter for letter in ALONE.findall(bare) if letter not in "AI"] or re.findall(r"\(([A-J])\)", bare)
     return found[-1] if found else None
 
 
-NUMBER = re.compile(r"(?<![\w.])[-−+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?(?:[eE][-+]?\d+)?")
+NUMBER = re.compile(
+    r"(?<![A-Za-z0-9_.])[-−+]?(?:(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?"
+    r"(?:[eE][-+]?\d+)?"
+)
+NARROW_SPACES = re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))")
 
 
 def last_number(text: str) -> str | None:
     """The last number of a text as it is written there: sign, thousands separators, decimals, a/b; digits of other
     scripts are read, too."""
-    found = NUMBER.findall(western(text))
-    return found[-1].rstrip(",") if found else None
+    found = NUMBER.findall(NARROW_SPACES.sub(",", western(text)))
+    return found[-1] if found else None
 
 
 def compatible_number(text: str) -> float:
@@ -134,36 +178,40 @@ def equal(found: str, gold: str, kind: str = "boxed") -> bool:
 
 
 WORDS = re.compile(
-    r"\\(?:left|right|,|!|;|:|quad|qquad|displaystyle|limits|big|Big|bigl|bigr)(?![a-zA-Z])|\\\s|~|\$"
+    r"\\(?:left|right|,|!|;|:|quad|qquad|displaystyle|limits|big|Big|bigl|bigr)(?![a-zA-Z])|(?<!\\)\\\s|~|\$"
 )
+AND = re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*(?:or|and)\s*\}|(?<=\s)(?:or|and)(?=\s)")
 UNITS = re.compile(
-    r"(?:\\(?:text|mathrm|mbox)\{\s*(?:[a-zA-Z. ]+|[a-zA-Z]+\^?\d?)\s*\}|\\text\{\s*\})(?:\^\{?\d\}?)?$"
+    r"(?:\\(?:text|mathrm|mbox)\s*\{ ?(?:[a-zA-Z. ]+|[a-zA-Z]+\^?\d?)\}|\\text\{ ?\})(?:\^\{?\d\}?)?$"
 )
 PLAIN_UNITS = re.compile(
     r"(?<=\d)\s*(?:degrees?|cm|inch(?:es)?|feet|foot|miles?|hours?|minutes?|seconds?|dollars?|cents?|units?"
     r"|square units?|meters?|metres?|people|students|points?|ways)\.?$"
 )
+ALIKE = {
+    "−": "-", "\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\cfrac": "\\frac", "\\%": "%", "\\$": "", "^\\circ": "",
+    "^{\\circ}": "", "°": "", "\\neq": "\\ne", "\\infty": "∞", "{,}": ",",
+}  # fmt: skip
+"""What is written in two ways."""
 
 
 @functools.lru_cache(65536)
 def normalised(text: str) -> str:
     """One form for what is written in several ways in LaTeX or plain text."""
-    out = western(text.strip()).replace("−", "-").replace("\n", " ")
-    out = out.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
-    out = out.replace("\\%", "%").replace("\\$", "").replace("^\\circ", "").replace("^{\\circ}", "").replace("°", "")
-    out = out.replace("\\le ", "\\leq ").replace("\\ge ", "\\geq ").replace("\\neq", "\\ne").replace("\\infty", "∞")
-    out = WORDS.sub("", out).strip()
-    out = out.removesuffix(".")
+    out = re.sub(r"\s+", " ", NARROW_SPACES.sub("", western(text.strip())))
+    for one, other in ALIKE.items():
+        out = out.replace(one, other)
+    out = re.sub(r"\\([lg])e(?![a-zA-Z])", r"\\\1eq", out)
+    out = AND.sub(",", out)
+    out = WORDS.sub("", out).strip().removesuffix(".")
+    out = re.sub(r"(?<=\d) ?percent$", "%", out)
     shorter = UNITS.sub("", out).strip()
     out = PLAIN_UNITS.sub("", shorter if shorter else out).strip()
     out = re.sub(r"\\(?:text|mathrm|mathbf|textbf|mbox|operatorname)\s*\{([^{}]*)\}", r"\1", out)
-    out = re.sub(r"^[a-zA-Z]\s*(?:=|\\in)\s*(?=\S)", "", out)  # x = 5
-    out = re.sub(r"\\sqrt\s*(\w)", r"\\sqrt{\1}", out)
-    out = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", out)
-    out = re.sub(r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{", out)
-    out = re.sub(r"(\\frac\{[^{}]*\})\s*(\d)", r"\1{\2}", out)
-    out = re.sub(r"\^\s*\{(\w)\}", r"^\1", out)
-    out = re.sub(r"_\s*\{(\w)\}", r"_\1", out)
+    out = re.sub(r"^[a-zA-Z](?:\([a-z]\))?\s*(?:=|\\in(?![a-z]))\s*(?=\S)", "", out)  # x = 5, f(x) = 5
+    out = arguments_in_braces(out)
+    out = re.sub(r"([\^_])\s*\{(\w)\}", r"\1\2", out)
+    out = re.sub(r"(\\(?:sin|cos|tan|cot|sec|csc|ln|log|exp))\s*\{(\w+)\}", r"\1\2", out)
     out = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", out) if not re.search(r"[(\[{]", out) else out
     out = re.sub(r"\s+", "", out)
     out = re.sub(r"(?<![\d.])\.(\d)", r"0.\1", out)
@@ -172,19 +220,32 @@ def normalised(text: str) -> str:
     return out.lower() if out.isalpha() and len(out) > 1 else out
 
 
-def same_value(one: str, two: str) -> bool:
+BARE = r"\s*(\d|[a-zA-Z]|\\[a-zA-Z]+)"
+"""An argument of a command without braces."""
+
+
+def arguments_in_braces(text: str) -> str:
+    """LaTeX with braces around the arguments of roots and fractions: `\\frac12` as `\\frac{1}{2}`."""
+    text = re.sub(rf"\\sqrt(?![a-zA-Z]){BARE}", r"\\sqrt{\1}", text)
+    text = re.sub(rf"\\frac(?![a-zA-Z]){BARE}", r"\\frac{\1}", text)
+    return re.sub(rf"(\\frac\s*\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}}){BARE}", r"\1{\2}", text)
+
+
+def same_value(one: str, two: str, depth: int = 0) -> bool:
     """Whether two normalised texts are the same number, or lists of the same numbers and texts.
 
-    `(a, b)` and `[a, b)` differ; a set `{a, b}` and a bare list have no order.
+    `(a, b)` and `[a, b)` differ; a set `{a, b}` and a bare list have no order. 50% is the same as 1/2, and as a 50 that
+    leaves the sign out.
     """
     left, right = value_of(one), value_of(two)
     if left is not None and right is not None:
-        near = abs(left - right) <= TOLERANCE * max(abs(right), Fraction(1))
-        return left == right or (_decimal(one) != _decimal(two) and near)
+        return left == right or _without_sign(one, two) or _rounded(one, left, two, right)
+    if depth > MOST_DEPTH:
+        return False
     first, second = parts_of(one), parts_of(two)
     if first is None or second is None or first[0] != second[0] or len(first[1]) != len(second[1]):
         return False
-    same = lambda a, b: a == b or same_value(a, b)  # noqa: E731
+    same = lambda a, b: a == b or same_value(a, b, depth + 1)  # noqa: E731
     if first[0] not in ("", "{}"):
         return all(same(a, b) for a, b in zip(first[1], second[1], strict=True))
     left_over = list(second[1])
@@ -196,8 +257,15 @@ def same_value(one: str, two: str) -> bool:
     return True
 
 
-def _decimal(text: str) -> bool:
-    return "." in text
+def _without_sign(one: str, two: str) -> bool:
+    """Whether one is the other with its percent sign left out."""
+    return one.endswith("%") != two.endswith("%") and value_of(one.rstrip("%")) == value_of(two.rstrip("%"))
+
+
+def _rounded(one: str, left: Fraction, two: str, right: Fraction) -> bool:
+    """Whether one is a decimal with the leading digits of the other, a fraction."""
+    exact = right if "." in one and "." not in two else left if "." in two and "." not in one else Fraction(1)
+    return exact.denominator > 1 and abs(left - right) <= TOLERANCE * max(abs(exact), Fraction(1))
 
 
 FRACTION = re.compile(r"(-?)\\frac\{(-?\d+)\}\{(-?\d+)\}")
