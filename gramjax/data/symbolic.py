@@ -4,25 +4,29 @@ math-verify keeps its own time with signals, which threads do not get; here its 
 deadlines. This module is what the processes import: it must stay light.
 """
 
-import functools
 from collections.abc import Sequence
-from concurrent.futures import TimeoutError as Late
-from typing import Any
 
-from gramjax.core import runtime
+from gramjax.core import deadlines, runtime
 
-EXTRA = "config.rewards.verifiable.grader=math_verify"
+WHAT = "config.rewards.verifiable.grader=math_verify"
 MOST_CHARACTERS = 4000
 """Of a text that is parsed: what is longer is cut from the left, since answers stand at the end."""
 
 
-def verified(gold: str, text: str) -> bool:
-    """Whether math-verify finds the right answer in a text; runs in a process of its own."""
+def verified(gold: str, text: str) -> bool | None:
+    """Whether math-verify finds the right answer in a text, None where it cannot read the right answer itself."""
     from math_verify import parse, verify
 
     right = parse(f"${gold}$", parsing_timeout=None) or parse(gold, parsing_timeout=None)
+    if not right:
+        return None
     found = parse(text[-MOST_CHARACTERS:], parsing_timeout=None)
-    return bool(right and found and verify(right, found, timeout_seconds=None))
+    return bool(found and verify(right, found, timeout_seconds=None))
+
+
+def prepare() -> None:
+    """Import what takes long, before the first deadline begins."""
+    verified("\\frac{1}{2}", "\\boxed{0.5}")
 
 
 class Checker:
@@ -30,31 +34,14 @@ class Checker:
 
     def __init__(self, processes: int, seconds: float) -> None:
         """Raises UserError naming the extra when math-verify or pebble is not installed."""
-        import multiprocessing
-
-        runtime.need("math_verify", "math", EXTRA)
-        pebble = runtime.need("pebble", "math", EXTRA)
-        self.seconds = seconds
-        self._pool = pebble.ProcessPool(max_workers=processes, context=multiprocessing.get_context("spawn"))
-        self._ask = functools.lru_cache(65536)(self._start)
-
-    def _start(self, gold: str, text: str) -> Any:
-        return self._pool.schedule(verified, args=(gold, text), timeout=self.seconds)
+        runtime.need("math_verify", "math", WHAT)
+        self.pool = deadlines.Pool(verified, processes, seconds, WHAT, prepare=prepare)
 
     def check(self, pairs: Sequence[tuple[str, str]]) -> list[bool | str]:
         """For each (right answer, text): whether it is right, or the name of what went wrong (`timeout`, `error`)."""
-        asked = [self._ask(gold, text) for gold, text in pairs]
-        out: list[bool | str] = []
-        for future in asked:
-            try:
-                out.append(future.result())
-            except Late:
-                out.append("timeout")
-            except Exception:  # whatever algebra raises, or a process that died
-                out.append("error")
-        return out
+        found = self.pool.call([(gold, text) for gold, text in pairs])
+        return [answer.reason if isinstance(answer, deadlines.Failed) else bool(answer) for answer in found]
 
     def close(self) -> None:
         """End the processes."""
-        self._pool.stop()
-        self._pool.join()
+        self.pool.close()
