@@ -17,6 +17,25 @@ def is_repeated(results: Mapping[str, Any]) -> bool:
     return "avg@k" in results and "histogram" in results
 
 
+ASKED = ("sampling", "kind", "column", "after_think", "template", "distractor", "distractor_copies")
+"""Settings that change what is asked, how it is answered, or what counts as right; others change the noise only."""
+
+
+def unlike(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
+    """Settings that two evaluations do not share, in words: a difference may come from them and not from the models.
+
+    Empty where they share all, or where one does not tell its settings.
+    """
+    first, second = (results.get("settings") or {} for results in (one, two))
+    pairs = [(name, first[name], second[name]) for name in ASKED if name in first and name in second]
+    flat = [
+        (f"{name}.{key}", value, b.get(key)) if isinstance(a, Mapping) else (name, a, b)
+        for name, a, b in pairs
+        for key, value in (a.items() if isinstance(a, Mapping) else [("", None)])
+    ]
+    return ", ".join(f"{name} {a!r} and {b!r}" for name, a, b in flat if a != b)
+
+
 def points(value: Any) -> str:
     """A standard error in points, `unknown` for None."""
     return "unknown" if value is None else f"{100 * value:.1f} points"

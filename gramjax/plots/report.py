@@ -331,7 +331,9 @@ def compared(run: RunFiles, second: RunFiles) -> dict[str, str]:
             if all(rows and "verdicts" in rows[0] for rows in (one, two)):
                 by_repeats = repeated.compare_rows(one, two)
                 if by_repeats is not None:
-                    out[name] = by_repeats.said(*two_names(run, second))
+                    other = repeats.unlike(run.evals[name], second.evals[name])
+                    asked = f"; not asked in the same way: {other}" if other else ""
+                    out[name] = by_repeats.said(*two_names(run, second)) + asked
                 continue
             found = comparison_of_rows.compare(one, two)
             if found is not None:
