@@ -120,12 +120,12 @@ def policy_loss(
             ratio = jnp.exp(rows.spread(rows.mean(log_ratio)))
         if name == "gspo_token":
             ratio = jax.lax.stop_gradient(ratio) * jnp.exp(logprobs - jax.lax.stop_gradient(logprobs))
-        loss, ratio = _clipped(ratio, advantages, low, high, section)
+        loss = _clipped(ratio, advantages, low, high, section)
     elif name == "gmpo":
         sign = jnp.sign(advantages)
         bounded = jnp.minimum(sign * log_ratio, sign * jnp.clip(log_ratio, -low, high))
         loss = -advantages * jnp.exp(rows.spread(rows.mean(sign * bounded)))
-        ratio, low, high = ratio, 1 - math.exp(-low), math.exp(high) - 1
+        low, high = 1 - math.exp(-low), math.exp(high) - 1
     elif name == "cispo":
         loss = -jax.lax.stop_gradient(jnp.minimum(ratio, section.ratio_cap)) * advantages * logprobs
         low, high = math.inf, section.ratio_cap - 1
@@ -146,17 +146,14 @@ def policy_loss(
     return PolicyLoss(loss, ratio, falls, (ratio > 1 + high) & (advantages > 0) & rows.mask)
 
 
-def _clipped(
-    ratio: jax.Array, advantages: jax.Array, low: float, high: float, section: GrpoSection
-) -> tuple[jax.Array, jax.Array]:
+def _clipped(ratio: jax.Array, advantages: jax.Array, low: float, high: float, section: GrpoSection) -> jax.Array:
     """-min(r A, clip(r) A) with both of its further bounds."""
     bounded = jnp.clip(ratio, 1 - low, 1 + high)
-    if section.delta:
-        ratio = jnp.minimum(ratio, section.delta)
-    loss = -jnp.minimum(ratio * advantages, bounded * advantages)
+    free = jnp.minimum(ratio, section.delta) if section.delta else ratio
+    loss = -jnp.minimum(free * advantages, bounded * advantages)
     if section.dual_clip:
         loss = jnp.where(advantages < 0, jnp.minimum(loss, -section.dual_clip * advantages), loss)
-    return loss, ratio
+    return loss
 
 
 def _gamma_weights(log_weight: jax.Array, advantages: jax.Array, section: GrpoSection) -> jax.Array:
