@@ -173,6 +173,8 @@ def equal(found: str, gold: str, kind: str = "boxed") -> bool:
         return found.strip() == gold.strip()
     if kind == "choice":
         return found.strip().upper() == (choice(gold) or gold.strip().upper())
+    if kind == "number":  # commas are no lists here
+        found, gold = found.replace(",", ""), gold.replace(",", "")
     one, two = normalised(found), normalised(gold)
     return one == two or same_value(one, two)
 
@@ -203,7 +205,7 @@ def normalised(text: str) -> str:
         out = out.replace(one, other)
     out = re.sub(r"\\([lg])e(?![a-zA-Z])", r"\\\1eq", out)
     out = AND.sub(",", out)
-    out = WORDS.sub("", out).strip().removesuffix(".")
+    out = WORDS.sub("", out).strip().rstrip(" .")
     out = re.sub(r"(?<=\d) ?percent$", "%", out)
     shorter = UNITS.sub("", out).strip()
     out = PLAIN_UNITS.sub("", shorter if shorter else out).strip()

@@ -25,7 +25,10 @@ def verified(gold: str, text: str) -> bool | None:
 
 
 def prepare() -> None:
-    """Import what takes long, before the first deadline begins."""
+    """Import what takes long, before the first deadline begins; no warnings about clocks that are off on purpose."""
+    import logging
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
     verified("\\frac{1}{2}", "\\boxed{0.5}")
 
 
