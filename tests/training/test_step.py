@@ -9,11 +9,12 @@ import pytest
 from gramjax.core import spec, tree
 from gramjax.core.config import OptimSection
 from gramjax.core.errors import UserError
+from gramjax.core.reinforcement import GrpoSection
 from gramjax.models import decoder, model
-from gramjax.objectives import bradley_terry, cross_entropy, dpo, grm, plackett_luce
+from gramjax.objectives import bradley_terry, cross_entropy, dpo, grm, grpo, plackett_luce
 from gramjax.objectives import generative_preference as gram
 from gramjax.training import optimizer, setup
-from gramjax.training.step import make_step
+from gramjax.training.step import extreme, make_step
 
 VOCAB, T = 29, 12
 ARCH = decoder.Config(
@@ -93,6 +94,20 @@ def list_batch(rows=8, seed=0):
     }
 
 
+def rollout_batch(rows=8, seed=0):
+    """Two answers in a row, one of them sometimes of no weight, with the log-probabilities of others."""
+    rng = np.random.default_rng(seed)
+    batch, half = lm_batch(rows, seed), T // 2
+    batch["segment_ids"] = np.tile(np.repeat([1, 2], half), (rows, 1)).astype(np.int32)
+    batch["positions"] = np.tile(np.arange(half, dtype=np.int32), (rows, 2))
+    batch["loss_mask"] = (np.tile(np.arange(half), 2) < rng.integers(1, half, (rows, 1))).astype(np.float32)
+    batch["advantages"] = np.repeat(rng.normal(size=(rows, 2)), half, axis=1).astype(np.float32)
+    for name in ("old_logprobs", "reference_logprobs"):
+        batch[name] = rng.normal(-3.4, 0.2, (rows, T)).astype(np.float32)
+    trained = np.stack([np.ones(rows), np.arange(rows) % 3 > 0], axis=1).astype(np.float32)
+    return batch | {"trained": trained, "counted": np.ones_like(trained), "limit": np.full_like(trained, half)}
+
+
 OBJECTIVES = {
     "cross_entropy": (cross_entropy, cross_entropy.Config(), lm_batch),
     "bradley_terry": (bradley_terry, bradley_terry.Config(), pair_batch),
@@ -100,6 +115,7 @@ OBJECTIVES = {
     "grm": (grm, grm.Config(regularization="dpo", alpha=0.5, train_lm_head=True), answers_batch),
     "dpo": (dpo, dpo.Config(beta=0.5), answers_batch),
     "plackett_luce": (plackett_luce, plackett_luce.Config(), list_batch),
+    "grpo": (grpo, GrpoSection(beta=0.1, entropy_coef=0.05), rollout_batch),
 }
 
 
@@ -110,9 +126,9 @@ def loss_of(objective):
 
 
 def second(objective, draw):
-    """The arguments of a step beside state and batch: the reference, made by `draw(seed)`, where there is one."""
+    """The arguments of a step beside state and batch: the reference, made by `draw(seed)`, where the loss has one."""
     module, config, _ = OBJECTIVES[objective]
-    return (draw(1),) if setup.needs_reference(module, config) else ()
+    return (draw(1),) if setup.needs_reference(module, config) and module is not grpo else ()
 
 
 def build(params, objective="cross_entropy", trainable=ALL, accum=1, optim=None, remat="full"):
@@ -143,7 +159,8 @@ def test_accumulation_equals_one_large_batch(params, objective):
     assert_trees_close(got["params"], want["params"], 1e-6)
     for name, (total, weight) in want_metrics.items():
         np.testing.assert_allclose(metrics[name][0], total, rtol=1e-4, atol=1e-5, err_msg=name)
-        np.testing.assert_allclose(metrics[name][1], weight, rtol=1e-6, err_msg=name)
+        if not extreme(name):
+            np.testing.assert_allclose(metrics[name][1], weight, rtol=1e-6, err_msg=name)
 
 
 def test_frozen_parameters_keep_their_bits_and_have_no_state(params):
