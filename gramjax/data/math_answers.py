@@ -11,8 +11,9 @@ import dataclasses
 import functools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
 KINDS = ("boxed", "number", "choice", "exact")
 
@@ -56,6 +57,35 @@ def grade(text: str, golds: str | Sequence[str] | None, kind: str = "boxed", aft
         return Verdict(False, PARSE_FAIL)
     right = any(equal(found, gold, kind) for gold in right_ones)
     return Verdict(right, OK if right else MISMATCH)
+
+
+COLUMNS = ("answer", "solution", "ground_truth")
+"""Where the right answer is looked for, the first that is there."""
+AUTO = "auto"
+
+
+def grade_all(
+    texts: Sequence[str], columns: Mapping[str, Sequence[Any]], column: str = "", kind: str = AUTO,
+    after_think: bool = False,
+) -> list[Verdict]:  # fmt: skip
+    """`grade` of each text by the columns of its row: the right answer (or a list of them) in `column` or the first of
+    COLUMNS, and for `auto` the kind in `answer_kind`, else `boxed`. Raises ValueError where there is none."""
+    golds, kinds = golds_of(columns, column), kinds_of(columns, kind, len(texts))
+    return [grade(*each, after_think) for each in zip(texts, golds, kinds, strict=True)]
+
+
+def golds_of(columns: Mapping[str, Sequence[Any]], column: str = "") -> list[list[str]]:
+    """The right answers of each row. Raises ValueError without the column."""
+    name = column or next((name for name in COLUMNS if name in columns), "")
+    if name not in columns:
+        raise ValueError(f"the rows have no column {column!r}" if column else f"the rows have none of {COLUMNS}")
+    several = [gold if isinstance(gold, list | tuple) else [gold] for gold in columns[name]]
+    return [[str(gold) for gold in golds if gold is not None] for golds in several]
+
+
+def kinds_of(columns: Mapping[str, Sequence[Any]], kind: str, size: int) -> list[str]:
+    """The kind of answer of each row."""
+    return [kind] * size if kind != AUTO else list(columns.get("answer_kind", ["boxed"] * size))
 
 
 def right_one(gold: str, kind: str = "boxed") -> str:

@@ -57,6 +57,8 @@ class Sample:
     """False: it was left out and gives no gradient."""
     counted: float = 1.0
     """Its weight in the denominators of the loss."""
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What reward functions logged beside it, by column."""
 
     @property
     def length(self) -> int:

@@ -1,14 +1,13 @@
 """Rewards while samples are drawn: plug-ins and functions of the user, called group by group, never in the way.
 
 A reward has TRL's signature, `score(prompts, completions, completion_ids, **columns)` with every column of the row as
-a list beside the completions, and returns a number or None (not judged) for each. Functions written for TRL, verl
-(`compute_score`) and OpenRLHF (`reward_func`) work as they are. A call that raises, hangs or returns nonsense makes its
-samples "not judged" and is counted; too many of them end the run with the first error.
+a list beside the completions, and returns a number or None (not judged) for each; functions of the user are read by
+`generation.reward_functions`. A call that raises, hangs or returns nonsense makes its samples "not judged" and is
+counted; too many of them end the run with the first error.
 """
 
 import asyncio
 import dataclasses
-import importlib.util
 import inspect
 import math
 import queue
@@ -23,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from gramjax.core import config as configs
-from gramjax.core.errors import GramjaxError, UserError
+from gramjax.core.errors import UserError
 from gramjax.core.reinforcement import RewardSection
+from gramjax.generation.reward_functions import user_function
 
 POLL = 0.05
 """Seconds between two looks at a call that is not done."""
@@ -43,6 +43,8 @@ class Resources:
     mesh: Any
     seed: int
     processes: int = 2
+    max_tokens: int = 0
+    """Most tokens of a completion."""
     open_reward_model: Callable[..., Any] | None = None
     """(path, tokenizer, max_length, Settings, batch_size) to a `scoring.reward_model.RewardModel`."""
     open_sampler: Callable[..., Any] | None = None
@@ -78,6 +80,8 @@ class Call:
     seconds: float = 0.0
     scores: list[float] | None = None
     error: str = ""
+    extra: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+    """Columns for the table of completions, from `log_extra`."""
     done: threading.Event = dataclasses.field(default_factory=threading.Event)
 
     def run(self) -> None:
@@ -88,12 +92,19 @@ class Call:
             if inspect.isawaitable(found):
                 found = asyncio.run(_awaited(found))
             self.scores = checked(found, self.size)
-        except Exception as error:  # whatever a user's function raises
+        except (Exception, SystemExit) as error:  # whatever a user's function raises
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f" ({Path(last.filename).name} line {last.lineno})"
             self.error = f"{type(error).__name__}: {error}{where}"
         self.seconds = time.perf_counter() - self.started
         self.done.set()
+
+
+    def log_extra(self, name: str, values: Sequence[Any]) -> None:
+        """A column of the table of completions (TRL's `log_extra`)."""
+        if len(values) != self.size:
+            raise ValueError(f"log_extra({name!r}) has {len(values)} values for {self.size} completions")
+        self.extra[name] = [v if isinstance(v, str | int | float | bool | None) else str(v) for v in values]
 
 
 async def _awaited(found: Any) -> Any:
@@ -134,7 +145,7 @@ class Rewards:
         self._logged: dict[str, list[float]] = {}
         self._seconds: dict[str, list[float]] = {name: [] for name in self.names}
         self._failed: dict[str, list[str]] = {name: [] for name in self.names}
-        self._calls = 0
+        self._submitted, self._calls = 0, 0
 
     @classmethod
     def open(
@@ -166,12 +177,18 @@ class Rewards:
         made = [form(text) for text in completions]
         columns = {k: [v] * size for k, v in row.items() if k not in NOT_COLUMNS}
         columns |= {} if greedy is None else {"greedy": [form(greedy)] * size}
-        arguments = {
+        lists = {
             **columns, "prompts": [row["prompt"]] * size, "completions": made,
-            "completion_ids": [list(ids) for ids in completion_ids], "trainer_state": TrainerState(step),
-            "log_metric": self._log, "log_extra": _ignore,
+            "completion_ids": [list(ids) for ids in completion_ids],
         }  # fmt: skip
-        calls = [Call(function, arguments, size) for function in self.functions]
+        beside = {"trainer_state": TrainerState(step), "log_metric": self._log}
+        calls = []
+        for function in self.functions:
+            # Lists of its own: a function that changes one changes nothing for the others.
+            call = Call(function, {name: list(values) for name, values in lists.items()} | beside, size)
+            call.arguments["log_extra"] = call.log_extra
+            calls.append(call)
+        self._submitted += len(calls)
         for call in calls:
             self.workers.calls.put(call)
         return calls
@@ -179,7 +196,7 @@ class Rewards:
     def result(self, calls: Sequence[Call], poll: Callable[[], None] = lambda: None) -> np.ndarray:
         """The rewards [answers, functions] of a group, NaN where an answer was not judged.
 
-        `poll` is called while it waits (it may raise).
+        `poll` is called while it waits (it may raise). Raises UserError once too many calls have failed.
         """
         out = np.full((calls[0].size, len(calls)), np.nan)
         for k, call in enumerate(calls):
@@ -187,23 +204,33 @@ class Rewards:
                 poll()
                 if call.started and time.perf_counter() - call.started > self.section.timeout:
                     call.error = f"no answer within config.reward.timeout={self.section.timeout:g} s"
+                    call.seconds = self.section.timeout
                     self.workers.add()  # in the place of the one that hangs
                     break
             self._calls += 1
             self._seconds[call.function.name].append(call.seconds)
             if call.error or call.scores is None:
                 self._failed[call.function.name].append(call.error)
+                self.check(self._submitted)  # not only after every other call has hung, too
             else:
                 out[:, k] = call.scores
         return out
 
-    def check(self) -> None:
-        """Raise UserError when more calls failed since `metrics` than `config.reward.max_failures` allows."""
+    @staticmethod
+    def extra(calls: Sequence[Call]) -> list[dict[str, Any]]:
+        """What the functions of a group logged beside each answer, by column."""
+        columns = {name: values for call in calls for name, values in call.extra.items()}
+        return [{name: values[i] for name, values in columns.items()} for i in range(calls[0].size)]
+
+    def check(self, of: int = 0) -> None:
+        """Raise UserError when more calls failed since `metrics` than `config.reward.max_failures` allows: of those
+        that were waited for, or of `of`."""
         failed = [(name, error) for name, errors in self._failed.items() for error in errors]
-        if failed and len(failed) / max(self._calls, 1) > self.section.max_failures:
+        calls = max(of, self._calls)
+        if failed and len(failed) / calls > self.section.max_failures:
             name, error = failed[0]
             raise UserError(
-                f"{len(failed)} of {self._calls} calls of rewards failed, more than config.reward.max_failures="
+                f"{len(failed)} of {calls} calls of rewards failed, more than config.reward.max_failures="
                 f"{self.section.max_failures:g}; the first, reward {name}: {error}"
             )
 
@@ -217,15 +244,11 @@ class Rewards:
             self._seconds[name], self._failed[name] = [], []
         for name, values in list(self._logged.items()):
             out[name] = (math.fsum(values), float(len(values)))
-        self._logged, self._calls = {}, 0
+        self._logged, self._submitted, self._calls = {}, 0, 0
         return out
 
     def _log(self, name: str, value: float) -> None:
         self._logged.setdefault(name, []).append(float(value))
-
-
-def _ignore(name: str, values: Any) -> None:
-    """`log_extra` of TRL: the table of completions has the rewards themselves."""
 
 
 def checked(found: Any, size: int) -> list[float]:
@@ -260,89 +283,3 @@ def _plug_in(name: str, module: ModuleType, values: Mapping[str, Any], resources
 
     greedy = hasattr(module, "needs_greedy") and module.needs_greedy(config)
     return Function(name, config.weight, call, greedy)
-
-
-def user_function(text: str) -> tuple[str, Callable[..., Any]]:
-    """The function `FILE.py:NAME` with TRL's signature, and its name.
-
-    A function for verl or OpenRLHF is known by the names of its parameters. Raises UserError for a file or a function
-    that is not there, and for a file that cannot be run.
-    """
-    file, _, name = text.rpartition(":")
-    path = Path(file).expanduser()
-    if not file or not name or path.suffix != ".py":
-        raise UserError(f"config.reward.functions: {text!r} is not of the form FILE.py:NAME")
-    if not path.is_file():
-        raise UserError(f"config.reward.functions: {path} does not exist (looked from {Path.cwd()})")
-    spec = importlib.util.spec_from_file_location(f"gramjax_reward_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except GramjaxError:
-        raise
-    except Exception as error:
-        raise UserError(f"config.reward.functions: {path}: {type(error).__name__}: {error}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        known = [n for n, value in vars(module).items() if inspect.isfunction(value) and not n.startswith("_")]
-        raise UserError(f"config.reward.functions: {path} has no function {name!r} (there are: {', '.join(known)})")
-    return name, adapted(function)
-
-
-def adapted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A user's function behind TRL's signature; arguments that it has no place for are left out."""
-    parameters = inspect.signature(function).parameters
-    if {"solution_str", "ground_truth"} <= parameters.keys():
-        return _from_verl(function)
-    if {"queries", "labels"} <= parameters.keys():
-        return _from_openrlhf(function)
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return function
-
-    def call(**arguments: Any) -> Any:
-        return function(**{name: value for name, value in arguments.items() if name in parameters})
-
-    return call
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else "".join(str(turn["content"]) for turn in value)
-
-
-def _gold(columns: Mapping[str, Any], size: int) -> list[Any]:
-    return next((columns[name] for name in ("ground_truth", "answer", "solution", "label") if name in columns),
-                [None] * size)  # fmt: skip
-
-
-def _from_verl(function: Callable[..., Any]) -> Callable[..., Any]:
-    """verl's `compute_score(data_source, solution_str, ground_truth, extra_info)`, called once per completion."""
-
-    def call(completions: Sequence[Any], log_metric: Callable[[str, float], None], **columns: Any) -> list[Any]:
-        size, out = len(completions), []
-        golds, sources = _gold(columns, size), columns.get("data_source", [""] * size)
-        extras = columns.get("extra_info", [{}] * size)
-        for completion, gold, source, extra in zip(completions, golds, sources, extras, strict=True):
-            found = function(data_source=source, solution_str=_text(completion), ground_truth=gold, extra_info=extra)
-            if isinstance(found, Mapping):
-                for name, value in found.items():
-                    if name != "score" and isinstance(value, int | float):
-                        log_metric(name, value)
-                found = found["score"]
-            out.append(found)
-        return out
-
-    return call
-
-
-def _from_openrlhf(function: Callable[..., Any]) -> Callable[..., Any]:
-    """OpenRLHF's `reward_func(queries, prompts, labels)`: queries are prompts with their completions."""
-
-    def call(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Any:
-        texts = [_text(prompt) for prompt in prompts]
-        queries = [text + _text(completion) for text, completion in zip(texts, completions, strict=True)]
-        found = function(queries=queries, prompts=texts, labels=_gold(columns, len(texts)))
-        found = found["rewards"] if isinstance(found, Mapping) else found
-        return found.tolist() if hasattr(found, "tolist") else found
-
-    return call

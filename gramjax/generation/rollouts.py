@@ -365,6 +365,8 @@ class Rollouts:
         for number, future in enumerate(futures):
             if future is not None:
                 table[number] = self.rewards.result(future, self._check_stop)
+                for sample, extra in zip(groups[number], self.rewards.extra(future), strict=True):
+                    sample.extra = extra
         if self.process_count > 1:
             from jax.experimental import multihost_utils
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gramjax.core.errors import UserError
+from gramjax.generation.reward_functions import text_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ def score(
     asked = columns[config.column] if config.column else [()] * len(completions)
     out: list[float | None] = []
     for completion, ids, more in zip(completions, completion_ids, asked, strict=True):
-        text = completion if isinstance(completion, str) else "".join(turn["content"] for turn in completion)
+        text = text_of(completion)
         words = [*config.words, *([more] if isinstance(more, str) else more)]
         in_time = not config.max_tokens or len(ids) <= config.max_tokens
         out.append(float(in_time and all(has(text, word) for word in words)))

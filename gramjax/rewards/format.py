@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gramjax.core.errors import UserError
+from gramjax.generation.reward_functions import text_of
 
 THINKING = r"\s*<think>(?:(?!</?think>).)*</think>\s*(?:(?!</?think>).)+"
 """One block of thinking, closed, with something after it."""
@@ -35,5 +36,4 @@ def score(
     opened: re.Pattern[str], **columns: Any,
 ) -> list[float | None]:  # fmt: skip
     """1 or 0 for each completion."""
-    texts = [c if isinstance(c, str) else "".join(turn["content"] for turn in c) for c in completions]
-    return [float(opened.fullmatch(text) is not None) for text in texts]
+    return [float(opened.fullmatch(text_of(completion)) is not None) for completion in completions]

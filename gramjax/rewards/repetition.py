@@ -10,6 +10,7 @@ from typing import Any
 
 from gramjax.core.errors import UserError
 from gramjax.data import math_answers
+from gramjax.generation.reward_functions import text_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,9 @@ class Config:
     most: float = -1.0
     """Reward of a text that only repeats, at most 0."""
     only_wrong: bool = False
-    """Punish wrong answers only (by the rules of the reward `verifiable`: column `answer`, in a box)."""
+    """Punish wrong answers only; those that cannot be judged count as wrong."""
+    column: str = ""
+    """Column with the right answer, as of the reward `verifiable`."""
 
 
 def open(config: Config, resources: Any) -> None:
@@ -39,11 +42,10 @@ def score(
     opened: Any = None, **columns: Any,
 ) -> list[float | None]:  # fmt: skip
     """A number of at most 0 for each completion."""
-    texts = [c if isinstance(c, str) else "".join(turn["content"] for turn in c) for c in completions]
+    texts = [text_of(completion) for completion in completions]
     spared = [False] * len(texts)
     if config.only_wrong:
-        golds = columns.get("answer", [None] * len(texts))
-        spared = [bool(math_answers.grade(text, gold and str(gold)).correct) for text, gold in zip(texts, golds)]
+        spared = [bool(verdict.correct) for verdict in math_answers.grade_all(texts, columns, config.column)]
     return [0.0 if fine else config.most * repeated(text, config.n) for text, fine in zip(texts, spared, strict=True)]
 
 

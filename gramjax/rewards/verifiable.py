@@ -6,13 +6,16 @@ symbolic algebra in processes of its own with a deadline (`pip install "gramjax[
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gramjax.core.checks import one_of
 from gramjax.data import math_answers
+from gramjax.generation.reward_functions import text_of
 
 GRADERS = ("rules", "math_verify")
+ALGEBRAIC = ("boxed", "number")
+"""Kinds of answers that math-verify is asked about: letters and whole texts are not algebra."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +24,12 @@ class Config:
 
     weight: float = 1.0
     """Factor of this reward in the sum."""
-    kind: str = "boxed"
-    """Where the answer stands: `boxed`, `number` (after `####`, in a box, or the last one), `choice` (a letter) or
-    `exact` (the whole completion)."""
-    column: str = "answer"
-    """Column with the right answer, or with a list of right ones."""
+    kind: str = math_answers.AUTO
+    """Where the answer stands: `boxed`, `number` (after `####`, in a box, or the last one), `choice` (a letter),
+    `exact` (the whole completion); auto: the column `answer_kind`, which published sets get, else `boxed`."""
+    column: str = ""
+    """Column with the right answer, or a list of right ones, alone or at the end of a solution; empty: the first that
+    is there of `answer`, `solution` and `ground_truth`."""
     after_think: bool = False
     """Only what follows the first `</think>` counts; a completion without it is wrong."""
     grader: str = "rules"
@@ -36,7 +40,7 @@ class Config:
 
 def open(config: Config, resources: Any) -> Any:
     """The pool of processes of `math_verify`; None for `rules`."""
-    one_of(config, "rewards.verifiable", kind=math_answers.KINDS, grader=GRADERS)
+    one_of(config, "rewards.verifiable", kind=(math_answers.AUTO, *math_answers.KINDS), grader=GRADERS)
     if config.grader == "rules":
         return None
     from gramjax.data.symbolic import Checker
@@ -49,17 +53,10 @@ def score(
     opened: Any = None, **columns: Any,
 ) -> list[float | None]:  # fmt: skip
     """1, 0 or None for each completion; the reasons are logged as shares, `verifier/REASON`."""
-    if config.column not in columns:
-        raise ValueError(f"the rows have no column {config.column!r} (config.rewards.verifiable.column)")
-    texts = [c if isinstance(c, str) else "".join(turn["content"] for turn in c) for c in completions]
-    golds = [[str(g) for g in gold] if isinstance(gold, list | tuple) else [] if gold is None else [str(gold)]
-             for gold in columns[config.column]]  # fmt: skip
-    verdicts = [
-        math_answers.grade(text, gold, config.kind, config.after_think)
-        for text, gold in zip(texts, golds, strict=True)
-    ]
+    texts = [text_of(completion) for completion in completions]
+    verdicts = math_answers.grade_all(texts, columns, config.column, config.kind, config.after_think)
     if opened is not None:
-        verdicts = _with_algebra(verdicts, texts, golds, opened, config)
+        verdicts = _with_algebra(verdicts, texts, columns, opened, config)
     counts = collections.Counter(verdict.reason for verdict in verdicts)
     if (log := columns.get("log_metric")) is not None:
         for reason in (*math_answers.REASONS, "timeout", "error"):
@@ -68,16 +65,20 @@ def score(
 
 
 def _with_algebra(
-    verdicts: Sequence[math_answers.Verdict], texts: Sequence[str], golds: Sequence[Sequence[str]], checker: Any,
+    verdicts: Sequence[math_answers.Verdict], texts: Sequence[str], columns: Mapping[str, Any], checker: Any,
     config: Config,
 ) -> list[math_answers.Verdict]:  # fmt: skip
     """The verdicts with those that the rules call different looked at by math-verify."""
     out = list(verdicts)
-    open_ones = [i for i, verdict in enumerate(verdicts) if verdict.reason == math_answers.MISMATCH]
-    answers = {i: math_answers.extract(texts[i], config.kind, config.after_think)[0] for i in open_ones}
-    asked = [(i, gold) for i in open_ones for gold in golds[i]]
-    found = checker.check([(gold, f"\\boxed{{{answers[i]}}}") for i, gold in asked])
-    for (i, _), result in zip(asked, found, strict=True):
+    golds = math_answers.golds_of(columns, config.column)
+    kinds = math_answers.kinds_of(columns, config.kind, len(texts))
+    asked = []
+    for i, verdict in enumerate(verdicts):
+        if verdict.reason == math_answers.MISMATCH and kinds[i] in ALGEBRAIC:
+            answer = math_answers.extract(texts[i], kinds[i], config.after_think)[0]
+            asked += [(i, math_answers.right_one(gold, kinds[i]), answer) for gold in golds[i]]
+    found = checker.check([(gold, f"\\boxed{{{answer}}}") for _, gold, answer in asked])
+    for (i, _, _), result in zip(asked, found, strict=True):
         if result is True:
             out[i] = math_answers.Verdict(True, math_answers.OK)
         elif isinstance(result, str) and not out[i].correct:

@@ -45,7 +45,7 @@ def build_source(
     found = readers.read_all(data.train, data, ROW_TYPES)
     prompts, dropped = read_prompts(found, network, data, grpo, sampling.max_tokens)
     resources = Resources(
-        network.renderer, end_ids, network.mesh, config.seed, combined.processes,
+        network.renderer, end_ids, network.mesh, config.seed, combined.processes, sampling.max_tokens,
         functools.partial(open_judge, config), functools.partial(open_writer, config),
     )  # fmt: skip
     plug_ins = {name: (plugins.load("rewards", name), values) for name, values in config.rewards.items()}

@@ -104,6 +104,7 @@ class Log:
 
         rows, names = self.source.prompts.rows, self.source.rewards.names
         columns: dict[str, list[Any]] = {
+            **extra_columns(samples),
             "step": [step] * len(samples),
             "id": [str(rows[s.prompt]["id"]) for s in samples],
             "prompt": [text_of(rows[s.prompt]["prompt"]) for s in samples],
@@ -149,6 +150,16 @@ class Log:
         self.warned[kind] = self.warned.get(kind, 0) + 1
         if self.warned[kind] <= MOST_WARNINGS:
             self.writer.say(f"warning: {text}")
+
+
+def extra_columns(samples: Sequence[Sample]) -> dict[str, list[Any]]:
+    """The columns that reward functions logged; one with values of several kinds as texts."""
+    out: dict[str, list[Any]] = {}
+    for name in sorted({name for sample in samples for name in sample.extra}):
+        values = [sample.extra.get(name) for sample in samples]
+        kinds = {type(value) for value in values if value is not None}
+        out[name] = values if len(kinds) < 2 else [None if value is None else str(value) for value in values]
+    return out
 
 
 def text_of(value: Any) -> str:

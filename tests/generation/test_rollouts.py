@@ -38,6 +38,9 @@ class Liking:
         poll()
         return np.array(future)
 
+    def extra(self, future):
+        return [{} for _ in future]
+
     def check(self):
         pass
 
