@@ -95,6 +95,16 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         for mode in ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
     },
 }  # fmt: skip
+
+WITH_BETA = ("bnpo", "dr_grpo", "dapo, sequence level", "cispo", "sapo", "luspo", "luspo, token level", "vespo")
+CASES |= {
+    f"{name}, {title}": (
+        {**CASES[name][0], "beta": 0.1, "use_bias_correction_kl": kind == "k3_is"},
+        {**CASES[name][1], "beta": 0.1, "kl_estimator": kind},
+    )
+    for name in WITH_BETA
+    for kind, title in (("k3", "k3"), ("k3_is", "k3 times the ratio"))
+}
 """Settings of TRL (`old`: give the old log-probabilities) and ours."""
 
 COMPARED = ("loss", "advantages", "gradient")
