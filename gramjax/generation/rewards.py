@@ -67,6 +67,9 @@ class Function:
     call: Callable[..., Any]
     greedy: bool = False
     """It compares with the policy's greedy answer, which it is given as the column `greedy`."""
+    in_turn: bool = False
+    """Its calls run one after the other where they are waited for (without a deadline): it uses several devices, whose
+    programs all have to start in one order."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -190,7 +193,8 @@ class Rewards:
             calls.append(call)
         self._submitted += len(calls)
         for call in calls:
-            self.workers.calls.put(call)
+            if not call.function.in_turn:
+                self.workers.calls.put(call)
         return calls
 
     def result(self, calls: Sequence[Call], poll: Callable[[], None] = lambda: None) -> np.ndarray:
@@ -200,6 +204,9 @@ class Rewards:
         """
         out = np.full((calls[0].size, len(calls)), np.nan)
         for k, call in enumerate(calls):
+            if call.function.in_turn:
+                poll()
+                call.run()
             while not call.done.wait(POLL):
                 poll()
                 if call.started and time.perf_counter() - call.started > self.section.timeout:
@@ -274,12 +281,17 @@ def checked(found: Any, size: int) -> list[float]:
 
 
 def _plug_in(name: str, module: ModuleType, values: Mapping[str, Any], resources: Resources) -> Function:
-    """A plug-in with its settings, opened."""
+    """A plug-in with its settings, opened.
+
+    Beside `Config` and `score` it may have `open(config, resources)`, whose result it is given as `opened`;
+    `needs_greedy(config, opened)` and `in_turn(resources)` (see Function).
+    """
     config = configs.section(values, module.Config, f"rewards.{name}")
     opened = module.open(config, resources) if hasattr(module, "open") else None
 
     def call(**arguments: Any) -> Any:
         return module.score(**arguments, config=config, opened=opened)
 
-    greedy = hasattr(module, "needs_greedy") and module.needs_greedy(config)
-    return Function(name, config.weight, call, greedy)
+    greedy = hasattr(module, "needs_greedy") and module.needs_greedy(config, opened)
+    in_turn = hasattr(module, "in_turn") and module.in_turn(resources)
+    return Function(name, config.weight, call, greedy, in_turn)

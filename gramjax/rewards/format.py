@@ -8,7 +8,7 @@ from typing import Any
 from gramjax.core.errors import UserError
 from gramjax.generation.reward_functions import text_of
 
-THINKING = r"\s*<think>(?:(?!</?think>).)*</think>\s*(?:(?!</?think>).)+"
+THINKING = r"\s*<think>(?:(?!</?think>).)*</think>\s*(?=\S)(?:(?!</?think>).)+"
 """One block of thinking, closed, with something after it."""
 
 

@@ -1,7 +1,9 @@
 """Rewards from a server: `gramjax serve`, or any that answers `/get_reward` (OpenRLHF) or `/v1/classify` (vLLM)."""
 
 import dataclasses
+import http.client
 import json
+import os
 import time
 import urllib.error
 import urllib.request
@@ -12,6 +14,7 @@ from gramjax.core.checks import one_of
 from gramjax.core.errors import UserError
 
 FORMS = ("get_reward", "classify")
+GREEDY = "greedy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +27,9 @@ class Config:
     """Address of the route, such as `http://127.0.0.1:8000/get_reward`."""
     form: str = "get_reward"
     """`get_reward`: prompt and answer as one text; `classify`: apart, so that messages keep their roles."""
+    reference: str = ""
+    """For a judge of pairs behind the server: what it compares with, `greedy` (the policy's own greedy answer) or a
+    column of the rows; empty: nothing."""
     token: str = ""
     """Name of the environment variable with the bearer token; empty: none."""
     seconds: float = 30.0
@@ -34,8 +40,6 @@ class Config:
 
 def open(config: Config, resources: Any) -> str:
     """The bearer token. Raises UserError for an address that is none, or a variable that is not set."""
-    import os
-
     one_of(config, "rewards.http", form=FORMS)
     if not config.url.startswith(("http://", "https://")):
         raise UserError(f"config.rewards.http.url is {config.url!r}; give http://HOST:PORT/ROUTE")
@@ -44,20 +48,28 @@ def open(config: Config, resources: Any) -> str:
     return os.environ.get(config.token, "") if config.token else ""
 
 
+def needs_greedy(config: Config, opened: str) -> bool:
+    """Whether the policy's greedy answer is asked for, as the column `greedy`."""
+    return config.reference == GREEDY
+
+
 def score(
     prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], *, config: Config,
     opened: str = "", **columns: Any,
 ) -> list[float | None]:  # fmt: skip
     """The rewards of the completions of one prompt, asked for together."""
     body: dict[str, Any]
+    if config.reference and config.reference not in columns:
+        raise ValueError(f"the rows have no column {config.reference!r} (config.rewards.http.reference)")
+    against = {"reference": columns[config.reference]} if config.reference else {}
     if config.form == "get_reward":
         if not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError("the prompts are messages: set config.rewards.http.form=classify")
         queries = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-        body = {"query": queries, "prompts": list(prompts)}
+        body = {"query": queries, "prompts": list(prompts), **against}
     else:
         pairs = [{"prompt": prompt, "response": answer} for prompt, answer in zip(prompts, completions, strict=True)]
-        body = {"input": pairs, "use_activation": False}
+        body = {"input": pairs, "use_activation": False, **against}
     answer = ask(config, body, opened)
     if config.form == "get_reward":
         return list(answer["rewards"])
@@ -77,8 +89,8 @@ def ask(config: Config, body: dict[str, Any], token: str) -> dict[str, Any]:
             if error.code != 429 and error.code < 500:
                 raise RuntimeError(f"{config.url} answered {error.code}: {said}") from None
             last = f"answered {error.code}: {said}"
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-            last = str(getattr(error, "reason", error))
+        except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
+            last = str(getattr(error, "reason", error)) or type(error).__name__
         if attempt < config.retries:
             time.sleep(min(0.2 * 2**attempt, 5.0))
     raise RuntimeError(f"{config.url} after {config.retries + 1} attempts: {last}")

@@ -10,7 +10,8 @@ of the rows, or a file of answers.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gramjax.core.checks import one_of
@@ -49,7 +50,8 @@ class Config:
     overlong: str = "shorten_responses"
     """What happens to texts that are too long (config.data.overlong)."""
     reference: str = GREEDY
-    """What a judge of pairs compares with: `greedy` (the policy's own greedy answer), a column, or a file."""
+    """What a judge of pairs compares with: `greedy` (the policy's own greedy answer), a column, or a file (`prompt` or
+    `id`, and the answer as `reference`)."""
     reward: str = "centered"
     """Of a pair: `centered` (probability - 1/2), `prob`, or `margin` (log-odds)."""
     shift: float = 0.0
@@ -71,6 +73,11 @@ class Opened:
     model: Any
     """A RewardModel, or a Sampler for `rationale`."""
     references: references.References | None
+    """None: the greedy answer of the policy, or (scalar) nothing."""
+    compares: bool
+    """It judges pairs."""
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    """One call at a time: they share the devices anyway."""
 
 
 def open(config: Config, resources: Any) -> Opened:
@@ -80,21 +87,44 @@ def open(config: Config, resources: Any) -> Opened:
         raise UserError("config.rewards.preference.path is empty: name a reward model")
     if config.scale == 0:
         raise UserError("config.rewards.preference.scale is 0")
-    if config.method == "rationale":
+    _check_processes()
+    compares = config.method == "rationale"
+    if compares:
         model = resources.open_sampler(config.path, config.tokenizer, config.max_length)
         judging.check_score(config.votes, model, "rewards.preference.votes")
     else:
         settings: Settings = settings_of(config)
         opener = resources.open_reward_model
         model = opener(config.path, config.tokenizer, config.max_length, settings, config.batch_size)
-    given = needs_greedy(config)
-    found = None if given else references.open_references(config.reference, "rewards.preference.reference")
-    return Opened(model, found)
+        compares = model.kind == "judge"
+    if config.reference == GREEDY:
+        return Opened(model, None, compares)
+    if not compares:
+        raise UserError(
+            f"config.rewards.preference.reference={config.reference!r}, but {config.path} gives a score to an answer "
+            "alone: leave it out"
+        )
+    return Opened(model, references.open_references(config.reference, "rewards.preference.reference"), True)
 
 
-def needs_greedy(config: Config) -> bool:
-    """Whether the policy's greedy answer to each prompt may be asked for, as the column `greedy`."""
-    return config.reference == GREEDY and config.method not in ("score", "implicit")
+def _check_processes() -> None:
+    import jax
+
+    if jax.process_count() > 1:
+        raise UserError(
+            f"config.rewards.preference runs in one process, this job has {jax.process_count()}: serve the model "
+            "(gramjax serve) and use config.rewards.http"
+        )
+
+
+def needs_greedy(config: Config, opened: Opened) -> bool:
+    """Whether the policy's greedy answer to each prompt is asked for, as the column `greedy`."""
+    return opened.compares and opened.references is None
+
+
+def in_turn(resources: Any) -> bool:
+    """Beside the sampler on several devices it has to wait for its turn."""
+    return resources.mesh is not None and resources.mesh.size > 1
 
 
 def score(
@@ -102,48 +132,58 @@ def score(
     opened: Opened, **columns: Any,
 ) -> list[float | None]:  # fmt: skip
     """A reward for each completion; None where the model cannot read it."""
-    model = opened.model
-    if config.method != "rationale" and model.kind != "judge":
-        found = model.rewards(list(zip(prompts, completions, strict=True)))
-        return [None if r.reason else (r.value - config.shift) / config.scale for r in found]
-    against = [_reference(opened, columns, i, prompt) for i, prompt in enumerate(prompts)]
+    with opened.lock:
+        if opened.compares:
+            return _pairwise(prompts, completions, config, opened, columns)
+        found = opened.model.rewards(list(zip(prompts, completions, strict=True)))
+    return [None if r.reason else (r.value - config.shift) / config.scale for r in found]
+
+
+def _pairwise(
+    prompts: Sequence[Any], completions: Sequence[Any], config: Config, opened: Opened, columns: Mapping[str, Any]
+) -> list[float | None]:
+    """How much a judge prefers each completion to its reference."""
+    against = [_reference(opened, columns, i, *pair) for i, pair in enumerate(zip(prompts, completions, strict=True))]
     # Equal answers need no judge: neither is better.
     asked = [i for i, (own, other) in enumerate(zip(completions, against)) if other is not None and own != other]
-    same = [0.0 if config.reward != "prob" else 0.5] * len(prompts)
-    out: list[float | None] = [None if other is None else same[0] for other in against]
+    same = _worth(0.5, 0.0, config)
+    out: list[float | None] = [None if other is None else same for other in against]
     pairs = [(prompts[i], completions[i], against[i]) for i in asked]
-    judged = (
-        _written(model, pairs, config, columns) if config.method == "rationale" else _compared(model, pairs, config)
-    )
+    if config.method == "rationale":
+        judged = _written(opened.model, pairs, config, columns)
+    else:
+        judged = _compared(opened.model, pairs, config)
     for i, value in zip(asked, judged, strict=True):
         out[i] = value
     return out
 
 
-def _reference(opened: Opened, columns: Any, i: int, prompt: Text) -> Any:
-    """The answer that completion number i is compared with; None where there is none."""
+def _reference(opened: Opened, columns: Mapping[str, Any], i: int, prompt: Text, own: Text) -> Any:
+    """The answer that completion number i is compared with, in its form; None where there is none."""
     if opened.references is None:
         return columns["greedy"][i]
     row = {name: values[i] for name, values in columns.items() if isinstance(values, list)}
     try:
-        return opened.references.of_row({**row, "prompt": prompt})
+        return references.same_form(own, opened.references.of_row({**row, "prompt": prompt}))
     except Drop:
         return None
 
 
 def _compared(model: RewardModel, pairs: Sequence[tuple[Any, Any, Any]], config: Config) -> list[float | None]:
     """What a judge of pairs says of (prompt, completion, reference)."""
-    form = [(prompt, own, references.same_form(own, other)) for prompt, own, other in pairs]
-    return [None if said.reason else _worth(said.score, said.margin, config) for said in model.compare(form)]
+    return [None if said.reason else _worth(said.score, said.margin, config) for said in model.compare(pairs)]
 
 
 def _worth(share: float, margin: float, config: Config) -> float:
     return {"prob": share, "centered": share - 0.5, "margin": margin}[config.reward]
 
 
-def _written(sampler: Any, pairs: Sequence[Any], config: Config, columns: Any) -> list[float | None]:
-    """What a judge with rationales says."""
-    rows = [{"id": str(i), "prompt": prompt, "responses": [own, references.same_form(own, other)]}
+def _written(
+    sampler: Any, pairs: Sequence[Any], config: Config, columns: Mapping[str, Any]
+) -> list[float | None]:
+    """What a judge with rationales says; its draws depend on the step, the row and the place in the group."""
+    name = columns.get("id", [""])[0]
+    rows = [{"id": f"{name}/{i}", "place": i, "prompt": prompt, "responses": [own, other]}
             for i, (prompt, own, other) in enumerate(pairs)]  # fmt: skip
     out: list[float | None] = [None] * len(pairs)
     seed = columns["trainer_state"].global_step
@@ -151,5 +191,5 @@ def _written(sampler: Any, pairs: Sequence[Any], config: Config, columns: Any) -
         share = judged.over_orders(judged.values(config.votes))
         if not math.isnan(share):
             inside = min(max(share, 1e-6), 1 - 1e-6)
-            out[int(row["id"])] = _worth(share, math.log(inside / (1 - inside)), config)
+            out[row["place"]] = _worth(share, math.log(inside / (1 - inside)), config)
     return out

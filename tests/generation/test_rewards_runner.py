@@ -281,9 +281,24 @@ def test_plug_ins_get_their_settings_and_what_they_opened():
     )
     assert (rewards.names, rewards.weights, rewards.greedy) == (["points", "more"], [0.5, 1.0], False)
     assert table(rewards).tolist() == [[3.0, 24.0]] * 3
-    compares = plug_in(needs_greedy=lambda config: config.points == 2.0)
+    compares = plug_in(needs_greedy=lambda config, opened: config.points == 2.0)
     assert Rewards.open({"points": (compares, {})}, LENIENT, RESOURCES).greedy
     assert not Rewards.open({"points": (compares, {"points": 1.0})}, LENIENT, RESOURCES).greedy
+
+
+def test_what_uses_several_devices_runs_where_it_is_waited_for():
+    order = []
+
+    def score(prompts, completions, completion_ids, *, config, opened, **columns):
+        order.append((columns["id"][0], threading.current_thread() is threading.main_thread()))
+        return [1.0] * len(completions)
+
+    turns = plug_in(score=score, in_turn=lambda resources: True)
+    rewards = Rewards.open({"turns": (turns, {}), "points": (plug_in(), {})}, LENIENT, RESOURCES)
+    groups = [rewards.submit({**ROW, "id": name}, ANSWERS, IDS, 0) for name in "abc"]
+    assert order == []
+    assert [rewards.result(calls).tolist() for calls in groups] == [[[1, 2]] * 3] * 3
+    assert order == [("a", True), ("b", True), ("c", True)]
 
 
 def test_weights_and_names_of_functions(file, tmp_path):
