@@ -363,13 +363,15 @@ def dead_probability(p: Any, group_size: int) -> np.ndarray:
 
 
 def dead_statistics(made: Advantages, groups: Any, lengths: Any, correct: Any) -> dict[str, tuple[float, float]]:
-    """Shares of answers and tokens from which nothing is learned, and of easy, hard and mixed groups.
+    """Shares of groups with equal rewards, of their answers and tokens where these have no advantage (with estimators
+    that compare no groups they may have one), and of easy, hard and mixed groups.
 
     `correct` [B] is 1, 0 or NaN. A group is easy when all of its judged answers are right, hard when none is.
     """
     rewards = np.nan_to_num(made.rewards)
     table = Groups.of(groups, made.judged)
     dead = (table.equal(rewards) | (table.size() == 0)) if len(rewards) else np.zeros(0, bool)
+    idle = dead & np.array([not np.any(tokens) for tokens in made.per_token], bool)
     lengths = np.asarray(lengths, np.float64)
     known = ~np.isnan(np.asarray(correct, np.float64))
     share = Groups.of(groups, known)
@@ -380,8 +382,8 @@ def dead_statistics(made: Advantages, groups: Any, lengths: Any, correct: Any) -
     easy, hard = float(np.sum(rates[some] == 1)), float(np.sum(rates[some] == 0))
     return {
         "frac_reward_zero_std": (float(np.sum(dead[first])), float(len(first))),
-        "zero_adv/samples": (float(np.sum(dead)), float(len(dead))),
-        "zero_adv/tokens": (float(np.sum(lengths[dead])), float(np.sum(lengths))),
+        "zero_adv/samples": (float(np.sum(idle)), float(len(idle))),
+        "zero_adv/tokens": (float(np.sum(lengths[idle])), float(np.sum(lengths))),
         "groups/easy": (easy, count),
         "groups/hard": (hard, count),
         "groups/mixed": (count - easy - hard, count),

@@ -140,7 +140,7 @@ class Log:
             most = self.source.plan.sampling.max_tokens
             self.once("clipped", f"{clipped:.0%} of the completions were cut at config.sampling.max_tokens={most}: "
                       "their rewards are those of unfinished answers")  # fmt: skip
-        if dead > DEAD_SHARE:
+        if min(dead, value("zero_adv/samples")) > DEAD_SHARE:
             easy, hard = value("groups/easy"), value("groups/hard")
             self.once("dead", f"{dead:.0%} of the groups have equal rewards and teach nothing ({easy:.0%} all right, "
                       f"{hard:.0%} all wrong)")  # fmt: skip

@@ -327,3 +327,15 @@ def test_the_share_of_answers_that_teach_nothing(shape):
         assert share["groups/mixed"] == pytest.approx(1 - share["zero_adv/samples"])
         dead = np.repeat((right == 0) | (right == 1), size)
         assert share["zero_adv/tokens"] == pytest.approx(lengths[dead].sum() / lengths.sum())
+
+
+def test_equal_rewards_are_not_idle_where_no_groups_are_compared():
+    """REINFORCE++ learns from a prompt that is always answered right, beside one that never is."""
+    correct, groups = np.array([1.0, 1, 0, 0]), np.array([0, 0, 1, 1])
+    shares = {}
+    for name in ("grpo", "reinforce++"):
+        made = estimate(correct, groups, advantage=name)
+        found = worth.dead_statistics(made, groups, [1, 1, 3, 3], correct)
+        shares[name] = {key: found[key][0] / found[key][1] for key in ("frac_reward_zero_std", "zero_adv/tokens")}
+    assert shares["grpo"] == {"frac_reward_zero_std": 1, "zero_adv/tokens": 1}
+    assert shares["reinforce++"] == {"frac_reward_zero_std": 1, "zero_adv/tokens": 0}
