@@ -17,9 +17,9 @@ from gramjax.core import config as configs
 
 
 def get_config() -> ConfigDict:
-    config = configs.defaults("grpo", rewards=("verifiable",))
+    config = configs.defaults("grpo", evals=("math",), rewards=("verifiable",))
     config.tokenizer.path = "bytes"
-    config.data.train = ("recipe:modular_addition:train",)
+    config.data.train = config.data.valid = ("recipe:modular_addition:train",)
     config.data.max_length = 16
     config.data.packing = True
     arch = config.model.arch
@@ -30,18 +30,22 @@ def get_config() -> ConfigDict:
     config.optim.schedule = "constant"
     config.optim.betas = (0.9, 0.98)
     config.train.remat, config.train.scan_layers = "none", False
-    config.rewards.verifiable.kind = "number"
+    config.rewards.verifiable.kind = "exact"  # the last number of anything would let the policy write anything before it
     config.grpo.prompts_per_step = 64
     config.grpo.group_size = 16
+    config.grpo.entropy_coef = 0.01
     config.grpo.completions_every = 50
     config.sampling.max_tokens = 4
     config.generation.slots = 1024
     config.generation.steps_per_call = 4
     config.generation.prefill_rows = 64
+    config.evals.math.repeats = 16
+    config.evals.math.sampling.max_tokens = 4
+    config.evals.math.generation = config.generation.copy_and_resolve_references()
     warm_up = {
         "objective": {"name": "cross_entropy"},
         "data": {"train": ("recipe:modular_addition:worked",)},
-        "train": {"steps": 220, "batch_size": 64},
+        "train": {"steps": 220, "batch_size": 64, "evaluate": False},
         "optim": {"lr": 1e-3},
     }
     rollouts = {"train": {"steps": 300}, "optim": {"lr": 1e-3}}
