@@ -14,14 +14,15 @@ import importlib.util
 import inspect
 import json
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
-from gramjax.core import checks
+from gramjax.core import checks, plugins
+from gramjax.core import config as configs
 from gramjax.core.errors import GramjaxError, UserError
 
 SWITCHES = {"help": "print this, or with --config the settings with type, value and origin, and stop",
@@ -229,6 +230,15 @@ def offer_to_phase(config: ConfigDict, path: str) -> None:
     node[parts[-1]] = flat[inner]
 
 
+def name_rewards(config: ConfigDict, flags: Iterable[str]) -> None:
+    """Add the rewards that a flag gives a setting of: `--config.rewards.length.weight=0.5` asks for one more."""
+    for flag in flags:
+        first, _, rest = flag.partition("config.rewards.")
+        name, dot, _ = rest.partition(".")
+        if not first and dot and name not in config.get("rewards", {name: 0}) and name in plugins.names("rewards"):
+            config.rewards[name] = configs.as_config(plugins.load("rewards", name).Config())
+
+
 def override(config: ConfigDict, path: str, text: str | None, kinds: Mapping[str, checks.Setting], verb: str) -> Any:
     """Set one setting from the text of its flag and return the value; the config stays unlocked."""
     offer_to_phase(config, path)
@@ -308,6 +318,7 @@ def parse(argv: list[str], verb: str = "train", workdir_needed: bool = True) -> 
     config = load(name)
     if verb == "train" and config.get("job", verb) != verb:
         raise UserError(f"config {name!r} is for gramjax {config.job}, not for train")
+    name_rewards(config, given)
     known = checks.settings(config)
     before = checks.flatten(config)
     overrides: dict[str, Any] = {}

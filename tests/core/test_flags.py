@@ -328,3 +328,16 @@ def test_a_setting_that_phases_replace_is_refused_with_the_flags_to_give(capsys)
 def test_a_config_of_another_verb_is_refused():
     with pytest.raises(UserError, match="'evaluate' is for gramjax evaluate, not for train"):
         flags.parse(["--config=evaluate", "--dry_run"])
+
+
+def test_a_flag_names_one_more_reward():
+    parse = lambda *words: flags.parse(["--config=grpo_modadd", *words], "train", False).config  # noqa: E731
+    own = set(parse().rewards)
+    config = parse("--config.rewards.length.weight=0.5", "--config.rewards.contains.words=('a',)")
+    assert set(config.rewards) == {*own, "length", "contains"} and config.rewards.contains.words == ("a",)
+    assert config.rewards.length.weight == 0.5 and config.rewards.length.kind == "overlong"
+    for word in ("--config.rewards.lenght.weight=1", "--config.rewards.length.wieght=1", "--config.rewards.length=1"):
+        with pytest.raises(UserError, match="unknown setting config.rewards"):
+            parse(word)
+    with pytest.raises(UserError, match="unknown setting config.rewards.length.weight"):
+        flags.parse(["--config=bradley_terry", "--config.rewards.length.weight=1"], "train", False)
