@@ -16,6 +16,7 @@ from gramjax.data import pipeline
 from gramjax.generation import experience
 from gramjax.models import decoder, heads, model
 from gramjax.objectives import grpo, ppo
+from gramjax.training import setup
 
 COUNT, LENGTH, SLOTS = 6, 24, 4
 NAMES = ("advantages", "old_logprobs", "returns", "old_values")
@@ -166,3 +167,53 @@ def test_a_config_of_two_phases_keeps_the_settings_of_the_values():
     config.grpo.gamma, config.grpo.gae_lambda = 1.0, 0.9
     config.phases.a.grpo = {"gamma": 0.5}
     assert any("unknown setting config.grpo.gamma" in problem for problem in checks.problems(config))
+
+
+REWARD = '''
+def digits(prompts, completions, **columns):
+    """The share of characters that are digits."""
+    return [sum(c.isdigit() for c in text) / max(len(text), 1) + 0.5 for text in completions]
+'''
+
+
+def test_rollouts_bring_what_the_values_learn(tmp_path):
+    """With lambda and gamma 1 the return of every token is the reward; the first step starts at a ratio of 1."""
+    (tmp_path / "mine.py").write_text(REWARD)
+    config = configs.defaults("ppo")
+    config.tokenizer.path, config.data.train = "bytes", ("recipe:modular_addition:train:20",)
+    config.data.max_length, config.data.packing = 16, True
+    arch = config.model.arch
+    arch.hidden_size, arch.intermediate_size, arch.num_layers = 32, 64, 1
+    arch.num_heads, arch.num_kv_heads, arch.head_dim = 2, 1, 16
+    config.optim.lr, config.optim.warmup_ratio = 1e-2, 0.0
+    config.train.remat, config.train.scan_layers, config.train.steps = "none", False, 2
+    config.reward.functions = (f"{tmp_path / 'mine.py'}:digits",)
+    config.grpo.prompts_per_step, config.grpo.group_size, config.grpo.iterations = 8, 1, 2
+    config.grpo.gae_lambda = 1.0
+    config.sampling.max_tokens, config.generation.slots = 4, 8
+    run = setup.build_run(config)
+    state, _ = setup.first_state(run)
+    seen = []
+    run.source.record = lambda step, samples, metrics: seen.extend(samples)
+    arrays = run.source.next(state["params"])
+    network = run.network.model
+    weights = network.pack(state["params"])
+    values = heads.value(weights, network.forward(weights, {k: jnp.asarray(v) for k, v in arrays.items()}).hidden)
+    inside = arrays["loss_mask"] > 0
+    np.testing.assert_allclose(arrays["old_values"][inside], values[inside], atol=1e-5)
+    assert len(seen) == 8 and inside.sum() == sum(sample.length for sample in seen)
+    for sample in seen:
+        np.testing.assert_allclose(sample.returns, sample.reward, rtol=1e-5)
+    advantages = arrays["returns"][inside] - arrays["old_values"][inside]
+    want = (advantages - advantages.mean()) / advantages.std(ddof=1)
+    np.testing.assert_allclose(arrays["advantages"][inside], want, atol=1e-4)
+    before = np.asarray(state["params"]["value"]["weight"])
+    state, metrics = run.step(state, run.put(arrays))
+    got = {name: float(total / weight) for name, (total, weight) in metrics.items()}
+    assert got["ratio_mean"] == pytest.approx(1, abs=1e-4) and got["clip_ratio/region_mean"] == 0
+    assert got["value/clipped"] == 0 and got["value/loss"] == pytest.approx(np.square(advantages).mean() / 2, rel=1e-4)
+    assert np.any(np.asarray(state["params"]["value"]["weight"]) != before)
+    again = run.source.next(state["params"])
+    np.testing.assert_array_equal(again["returns"], arrays["returns"])
+    _, metrics = run.step(state, run.put(again))
+    assert abs(float(metrics["ratio_mean"][0] / metrics["ratio_mean"][1]) - 1) > 1e-4
