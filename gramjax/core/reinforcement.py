@@ -152,7 +152,8 @@ class RewardSection:
     function_weights: tuple[float, ...] = ()
     """Their weights; empty: 1 each."""
     correct: str = ""
-    """The reward that says whether an answer is correct (the study's positive samples); empty: the first."""
+    """The reward that says whether an answer is correct (the study's positive samples); empty: `verifiable` or
+    `contains` where they count, else the first function of your own, else the first reward."""
     correct_at: float = 0.5
     """An answer is correct from this value of it on."""
     timeout: float = 60.0

@@ -70,6 +70,8 @@ class Function:
     in_turn: bool = False
     """Its calls run one after the other where they are waited for (without a deadline): it uses several devices, whose
     programs all have to start in one order."""
+    judges: bool = True
+    """It says what is right and what is wrong; False: it only shapes (lengths, form)."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -144,6 +146,8 @@ class Rewards:
         if len(set(self.names)) < len(self.names):
             raise UserError(f"two rewards have one name: {', '.join(sorted(self.names))}")
         self.greedy = any(function.greedy for function in functions)
+        self.correct = next((function.name for function in functions if function.judges), self.names[0])
+        """The reward that says what is right where `config.reward.correct` names none."""
         self.workers = Workers(section.threads)
         self._logged: dict[str, list[float]] = {}
         self._seconds: dict[str, list[float]] = {name: [] for name in self.names}
@@ -284,7 +288,7 @@ def _plug_in(name: str, module: ModuleType, values: Mapping[str, Any], resources
     """A plug-in with its settings, opened.
 
     Beside `Config` and `score` it may have `open(config, resources)`, whose result it is given as `opened`;
-    `needs_greedy(config, opened)` and `in_turn(resources)` (see Function).
+    `needs_greedy(config, opened)`, `in_turn(resources)` and `JUDGES = True` (see Function).
     """
     config = configs.section(values, module.Config, f"rewards.{name}")
     opened = module.open(config, resources) if hasattr(module, "open") else None
@@ -294,4 +298,4 @@ def _plug_in(name: str, module: ModuleType, values: Mapping[str, Any], resources
 
     greedy = hasattr(module, "needs_greedy") and module.needs_greedy(config, opened)
     in_turn = hasattr(module, "in_turn") and module.in_turn(resources)
-    return Function(name, config.weight, call, greedy, in_turn)
+    return Function(name, config.weight, call, greedy, in_turn, getattr(module, "JUDGES", False))

@@ -9,6 +9,10 @@ from gramjax.core.errors import UserError
 from gramjax.generation.reward_functions import text_of
 
 
+JUDGES = True
+"""It says what is right."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What a completion has to have."""

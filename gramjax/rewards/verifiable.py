@@ -18,6 +18,10 @@ ALGEBRAIC = ("boxed", "number")
 """Kinds of answers that math-verify is asked about: letters and whole texts are not algebra."""
 
 
+JUDGES = True
+"""It says what is right."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """How an answer is found and compared."""

@@ -50,6 +50,7 @@ def build_source(
     )  # fmt: skip
     plug_ins = {name: (plugins.load("rewards", name), values) for name, values in config.rewards.items()}
     rewards = Rewards.open(plug_ins, combined, resources)
+    combined = dataclasses.replace(combined, correct=combined.correct or rewards.correct)
     shards = network.mesh.shape["data"] * network.mesh.shape["fsdp"]
     steps = train.steps or int(train.epochs * len(prompts.rows) * grpo.iterations) // grpo.prompts_per_step
     if steps < 1:

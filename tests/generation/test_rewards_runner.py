@@ -301,6 +301,16 @@ def test_what_uses_several_devices_runs_where_it_is_waited_for():
     assert order == [("a", True), ("b", True), ("c", True)]
 
 
+def test_which_reward_says_what_is_right(file):
+    """Not the first of the alphabet: a shaping reward beside one that judges must not turn samples round."""
+    shapes, judges = (plug_in(), {}), (plug_in(JUDGES=True), {})
+    own = RewardSection(functions=(f"{file}:judge",))
+    for plug_ins, section, right in (
+        ({"a": shapes, "b": judges}, own, "b"), ({"a": shapes}, own, "judge"), ({"a": shapes, "b": shapes}, LENIENT, "a"),
+    ):  # fmt: skip
+        assert Rewards.open(plug_ins, section, RESOURCES).correct == right
+
+
 def test_weights_and_names_of_functions(file, tmp_path):
     section = RewardSection(functions=(f"{file}:reward_len", f"{file}:judge"), function_weights=(0.25, 2.0))
     assert Rewards.open({}, section, RESOURCES).weights == [0.25, 2.0]
