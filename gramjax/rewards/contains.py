@@ -8,7 +8,6 @@ from typing import Any
 from gramjax.core.errors import UserError
 from gramjax.generation.reward_functions import text_of
 
-
 JUDGES = True
 """It says what is right."""
 

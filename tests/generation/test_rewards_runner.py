@@ -306,8 +306,10 @@ def test_which_reward_says_what_is_right(file):
     shapes, judges = (plug_in(), {}), (plug_in(JUDGES=True), {})
     own = RewardSection(functions=(f"{file}:judge",))
     for plug_ins, section, right in (
-        ({"a": shapes, "b": judges}, own, "b"), ({"a": shapes}, own, "judge"), ({"a": shapes, "b": shapes}, LENIENT, "a"),
-    ):  # fmt: skip
+        ({"a": shapes, "b": judges}, own, "b"),
+        ({"a": shapes}, own, "judge"),
+        ({"a": shapes, "b": shapes}, LENIENT, "a"),
+    ):
         assert Rewards.open(plug_ins, section, RESOURCES).correct == right
 
 
