@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.optim.schedule = "constant"
     config.optim.betas = (0.9, 0.98)
     config.train.remat, config.train.scan_layers = "none", False
-    config.rewards.verifiable.kind = "exact"  # the last number of anything would let the policy write anything before it
+    config.rewards.verifiable.kind = "exact"  # `number` would let it write anything before the number
     config.grpo.prompts_per_step = 64
     config.grpo.group_size = 16
     config.grpo.entropy_coef = 0.01

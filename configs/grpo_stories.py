@@ -4,8 +4,9 @@ gramjax train --config=grpo_stories --workdir=runs/stories \\
     --config.model.path=stories260K.bin --config.tokenizer.path=tok512.bin
 
 A model of children's stories continues a beginning; a paragraph (it ends with a line break) that contains the word
-within 60 tokens has reward 1, less the share of word triples that it repeats. A small beta holds it to its start. --config.rewards.contains.words="('bird',)" asks for another word. Which samples count,
-the loss and everything else are overrides as in grpo_modadd.
+within 60 tokens has reward 1, less the share of word triples that it repeats. A small beta holds it to its start.
+--config.rewards.contains.words="('bird',)" asks for another word. Which samples count, the loss and everything else are
+overrides as in grpo_modadd.
 Hardware: 2 CPU cores and the 260-thousand-parameter model of llama2.c, a few minutes. Expected: docs/results.md.
 """
 
