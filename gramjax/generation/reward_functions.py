@@ -4,10 +4,13 @@ Known by the names of their parameters: TRL's `f(prompts, completions, **columns
 solution_str, ground_truth, extra_info)` and OpenRLHF's `reward_func(queries, prompts, labels)`; each may be `async`.
 """
 
+import functools
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from gramjax.core.errors import GramjaxError, UserError
@@ -25,20 +28,29 @@ def user_function(text: str) -> tuple[str, Callable[..., Any]]:
         raise UserError(f"config.reward.functions: {text!r} is not of the form FILE.py:NAME")
     if not path.is_file():
         raise UserError(f"config.reward.functions: {path} does not exist (looked from {Path.cwd()})")
-    spec = importlib.util.spec_from_file_location(f"gramjax_reward_{path.stem}", path)
+    module = _loaded(path.resolve(), path.stat().st_mtime_ns)
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [n for n, value in vars(module).items() if inspect.isfunction(value) and not n.startswith("_")]
+        raise UserError(f"config.reward.functions: {path} has no function {name!r} (there are: {', '.join(known)})")
+    return name, adapted(function)
+
+
+@functools.cache
+def _loaded(path: Path, changed: int) -> ModuleType:
+    """The module of a file, run once however many functions of it are named."""
+    name = f"gramjax_reward_{path.stem}_{abs(hash((path, changed))):x}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
     except GramjaxError:
         raise
     except Exception as error:
         raise UserError(f"config.reward.functions: {path}: {type(error).__name__}: {error}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        known = [n for n, value in vars(module).items() if inspect.isfunction(value) and not n.startswith("_")]
-        raise UserError(f"config.reward.functions: {path} has no function {name!r} (there are: {', '.join(known)})")
-    return name, adapted(function)
+    return module
 
 
 def adapted(function: Callable[..., Any]) -> Callable[..., Any]:

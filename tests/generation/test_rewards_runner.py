@@ -324,6 +324,18 @@ def test_weights_and_names_of_functions(file, tmp_path):
         Rewards.open({}, RewardSection(), RESOURCES)
 
 
+def test_a_file_is_run_once_for_all_its_functions(tmp_path):
+    path = tmp_path / "counted.py"
+    path.write_text(
+        "from __future__ import annotations\nimport dataclasses\nLOADS = []\nLOADS.append(1)\n"
+        "@dataclasses.dataclass\nclass Seen:\n    count: int = 0\n"
+        "def one(completions, **kwargs):\n    return [len(LOADS)] * len(completions)\n"
+        "def two(completions, **kwargs):\n    LOADS.append(1)\n    return [0] * len(completions)\n"
+    )
+    section = dataclasses.replace(LENIENT, threads=1, functions=(f"{path}:two", f"{path}:one"))
+    assert table(Rewards.open({}, section, RESOURCES)).tolist() == [[0, 2]] * 3
+
+
 def test_files_are_looked_for_from_the_working_folder(file, monkeypatch):
     monkeypatch.chdir(file.parent)
     assert user_function("mine.py:judge")[0] == "judge"
