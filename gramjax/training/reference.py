@@ -32,10 +32,12 @@ class Reference:
 def load(config: Any, run: setup.Run) -> Reference | None:
     """The reference of a run: what `config.reference` names, else the weights that the run starts from.
 
-    None if its objective needs none. Adapters are merged; those that the run itself adds are not part of it. Raises
-    UserError for weights of another architecture.
+    None if its objective needs none, and where the frozen base of rollouts with adapters is one already. Adapters are
+    merged; those that the run itself adds are not part of it. Raises UserError for weights of another architecture.
     """
     if not setup.needs_reference(run.objective, run.objective_config):
+        return None
+    if run.rolls and not config.reference.path and base_is_frozen(run):
         return None
     section = configs.section(config.get("reference", {}), configs.ReferenceSection, "reference")
     network = run.network
@@ -48,6 +50,12 @@ def load(config: Any, run: setup.Run) -> Reference | None:
     params = lora.merge(params, arch)
     sums = checksums(tree.flatten(params))
     return Reference(params, hashlib.sha256(repr(sorted(sums.items())).encode()).hexdigest())
+
+
+def base_is_frozen(run: setup.Run) -> bool:
+    """Whether a run trains adapters and nothing else: without them its weights are those that it started from."""
+    adapters = [path for path in run.labels if lora.is_rank_leaf(path)]
+    return bool(adapters) and all(lora.is_rank_leaf(path) for path, label in run.labels.items() if label == tree.TRAIN)
 
 
 def packed(compared: Reference | None, network: setup.Network) -> Any:
