@@ -22,6 +22,7 @@ from gramjax.training.reference import Reference
 
 CLIPPED_SHARE = 0.5
 DEAD_SHARE = 0.8
+UNJUDGED_SHARE = 0.5
 LOST_ENTROPY, GROWN_ENTROPY = 0.05, 3.0
 """Shares of the first entropy that a warning is given below, and above."""
 
@@ -144,6 +145,11 @@ class Log:
             easy, hard = value("groups/easy"), value("groups/hard")
             self.once("dead", f"{dead:.0%} of the groups have equal rewards and teach nothing ({easy:.0%} all right, "
                       f"{hard:.0%} all wrong)")  # fmt: skip
+
+        for name in self.source.rewards.names:
+            share = value(f"rewards/{name}/not_judged")
+            if share > UNJUDGED_SHARE:
+                self.once(f"unjudged {name}", f"the reward {name} did not judge {share:.0%} of the completions")
 
     def once(self, kind: str, text: str) -> None:
         """A warning, a few times at most."""
