@@ -159,7 +159,7 @@ class RewardSection:
     timeout: float = 60.0
     """Seconds that one call may take; after that its answers count as not judged."""
     max_failures: float = 0.2
-    """Larger share of failed calls (of a rollout) ends the run with the first error."""
+    """When a reward fails in a larger share of its calls (of a rollout), the run ends with its first error."""
     threads: int = 4
     """Calls made at once."""
     processes: int = 2

@@ -104,7 +104,6 @@ class Call:
         self.seconds = time.perf_counter() - self.started
         self.done.set()
 
-
     def log_extra(self, name: str, values: Sequence[Any]) -> None:
         """A column of the table of completions (TRL's `log_extra`)."""
         if len(values) != self.size:
@@ -152,7 +151,7 @@ class Rewards:
         self._logged: dict[str, list[float]] = {}
         self._seconds: dict[str, list[float]] = {name: [] for name in self.names}
         self._failed: dict[str, list[str]] = {name: [] for name in self.names}
-        self._submitted, self._calls = 0, 0
+        self._submitted = 0
 
     @classmethod
     def open(
@@ -195,7 +194,7 @@ class Rewards:
             call = Call(function, {name: list(values) for name, values in lists.items()} | beside, size)
             call.arguments["log_extra"] = call.log_extra
             calls.append(call)
-        self._submitted += len(calls)
+        self._submitted += 1
         for call in calls:
             if not call.function.in_turn:
                 self.workers.calls.put(call)
@@ -218,7 +217,6 @@ class Rewards:
                     call.seconds = self.section.timeout
                     self.workers.add()  # in the place of the one that hangs
                     break
-            self._calls += 1
             self._seconds[call.function.name].append(call.seconds)
             if call.error or call.scores is None:
                 self._failed[call.function.name].append(call.error)
@@ -234,16 +232,15 @@ class Rewards:
         return [{name: values[i] for name, values in columns.items()} for i in range(calls[0].size)]
 
     def check(self, of: int = 0) -> None:
-        """Raise UserError when more calls failed since `metrics` than `config.reward.max_failures` allows: of those
-        that were waited for, or of `of`."""
-        failed = [(name, error) for name, errors in self._failed.items() for error in errors]
-        calls = max(of, self._calls)
-        if failed and len(failed) / calls > self.section.max_failures:
-            name, error = failed[0]
-            raise UserError(
-                f"{len(failed)} of {calls} calls of rewards failed, more than config.reward.max_failures="
-                f"{self.section.max_failures:g}; the first, reward {name}: {error}"
-            )
+        """Raise UserError when a reward failed in more of its calls since `metrics` than `config.reward.max_failures`
+        allows: of those that were waited for, or of `of`."""
+        for name, errors in self._failed.items():
+            calls = max(of, len(self._seconds[name]))
+            if errors and len(errors) / calls > self.section.max_failures:
+                raise UserError(
+                    f"the reward {name} failed in {len(errors)} of {calls} calls, more than config.reward.max_failures="
+                    f"{self.section.max_failures:g}; the first: {errors[0]}"
+                )
 
     def metrics(self) -> Pairs:
         """Seconds and failures of each function since the last time, and what the functions logged."""
@@ -255,7 +252,7 @@ class Rewards:
             self._seconds[name], self._failed[name] = [], []
         for name, values in list(self._logged.items()):
             out[name] = (math.fsum(values), float(len(values)))
-        self._logged, self._submitted, self._calls = {}, 0, 0
+        self._logged, self._submitted = {}, 0
         return out
 
     def _log(self, name: str, value: float) -> None:

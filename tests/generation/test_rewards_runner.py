@@ -199,8 +199,8 @@ def test_a_failure_costs_its_own_samples_and_ends_the_run_only_when_they_are_man
     np.testing.assert_array_equal(found[:, 1], [1, np.nan, 3])
     rewards.check()
     assert rewards.metrics()["rewards/bad/failed"] == (1.0, 1.0)
-    with pytest.raises(UserError, match=rf"1 of 2 calls of rewards failed, .*=0.4; the first, reward bad: .*{message}"):
-        table(runner(function, fine, section=RewardSection(max_failures=0.4)))
+    with pytest.raises(UserError, match=rf"the reward bad failed in 1 of 1 calls, .*=0.9; the first: .*{message}"):
+        table(runner(fine, function, section=RewardSection(max_failures=0.9)))
 
 
 def test_failures_are_counted_over_a_rollout():
@@ -215,7 +215,7 @@ def test_failures_are_counted_over_a_rollout():
     assert np.isnan(np.stack([rewards.result(calls) for calls in groups])).sum() == 3
     rewards.check()  # one of five is not more than 20 %
     rewards.metrics()
-    with pytest.raises(UserError, match="1 of 1 calls"):
+    with pytest.raises(UserError, match="the reward sometimes failed in 1 of 1 calls"):
         table(rewards)
 
 
