@@ -102,7 +102,7 @@ def test_a_run_goes_on_from_the_middle_of_a_rollout(reward_file, tmp_path):
 def test_rewards_that_fail_end_the_run_with_the_first_error(reward_file, tmp_path, capsys):
     assert train(reward_file, tmp_path, f"--config.reward.functions=('{reward_file}:broken',)") == 2
     said = capsys.readouterr().err
-    assert "calls of rewards failed" in said and "reward broken: ValueError: no ground truth (mine.py line" in said
+    assert "the reward broken failed in" in said and "the first: ValueError: no ground truth (mine.py line" in said
 
 
 @pytest.mark.parametrize("settings, words", [
