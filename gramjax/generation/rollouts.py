@@ -326,7 +326,7 @@ class Rollouts:
         return groups, time.perf_counter() - began
 
     def _check_stop(self) -> None:
-        if self.stop():
+        if self.thread is None and self.stop():  # what is drawn ahead is part of the state: it is waited for
             raise Preempted(f"stopped on request while drawing samples for step {self.step + 1}: run the same command "
                             "to go on")  # fmt: skip
 
@@ -356,7 +356,7 @@ class Rollouts:
             return None
         row = self.prompts.rows[group[0].prompt]
         ids = [sample.tokens[sample.start :].tolist() for sample in group]
-        return self.rewards.submit(row, [sample.text for sample in group], ids, self.step, greedy)
+        return self.rewards.submit(row, [sample.text for sample in group], ids, group[0].version, greedy)
 
     def _finish_rewards(self, groups: Sequence[Sequence[Sample]], futures: Sequence[Any]) -> None:
         if not groups:

@@ -182,3 +182,11 @@ def tiny_config(reward_file):
     import tiny_grpo
 
     return tiny_grpo.get_config(str(reward_file))
+
+
+def test_a_stop_while_the_next_rollout_is_drawn_ahead_keeps_it(reward_file, tmp_path, monkeypatch):
+    assert train(reward_file, tmp_path / "whole", "--config.grpo.lag=1") == 0
+    monkeypatch.setenv("STOP_AT", "3")
+    assert train(reward_file, tmp_path / "cut", "--config.grpo.lag=1") == 75
+    assert train(reward_file, tmp_path / "cut", "--config.grpo.lag=1") == 0
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
