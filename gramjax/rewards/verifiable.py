@@ -68,19 +68,25 @@ def score(
     return [None if verdict.correct is None else float(verdict.correct) for verdict in verdicts]
 
 
+def number(text: str) -> bool:
+    """Whether the rules know the value of an answer."""
+    return math_answers.value_of(math_answers.normalised(text)) is not None
+
+
 def _with_algebra(
     verdicts: Sequence[math_answers.Verdict], texts: Sequence[str], columns: Mapping[str, Any], checker: Any,
     config: Config,
 ) -> list[math_answers.Verdict]:  # fmt: skip
-    """The verdicts with those that the rules call different looked at by math-verify."""
+    """The verdicts with those that the rules call different looked at by math-verify, but for two plain numbers."""
     out = list(verdicts)
     golds = math_answers.golds_of(columns, config.column)
     kinds = math_answers.kinds_of(columns, config.kind, len(texts))
     asked = []
     for i, verdict in enumerate(verdicts):
         if verdict.reason == math_answers.MISMATCH and kinds[i] in ALGEBRAIC:
-            answer = math_answers.extract(texts[i], kinds[i], config.after_think)[0]
-            asked += [(i, math_answers.right_one(gold, kinds[i]), answer) for gold in golds[i]]
+            answer = math_answers.extract(texts[i], kinds[i], config.after_think)[0] or ""
+            right_ones = [math_answers.right_one(gold, kinds[i]) for gold in golds[i]]
+            asked += [(i, gold, answer) for gold in right_ones if not (number(gold) and number(answer))]
     found = checker.check([(gold, f"\\boxed{{{answer}}}") for _, gold, answer in asked])
     for (i, _, _), result in zip(asked, found, strict=True):
         if result is True:

@@ -84,6 +84,11 @@ def test_algebra_has_the_last_word_on_what_the_rules_call_different():
     found = verifiable.score(["p"] * 5, texts, [[1]] * 5, config=config, opened=algebra, answer=golds)
     assert found == [1, 0, None, None, 1], "a failure is not judged, never wrong"
     assert len(algebra.asked) == 6 and algebra.asked[0] == ("y", "\\boxed{(x-1)(x+1)}")
+    numbers = {"answer": ["3", "\\frac13", "x"]}
+    asked = Algebra({"x": False})
+    fours = ["\\boxed{4}"] * 3
+    assert verifiable.score(["p"] * 3, fours, [[1]] * 3, config=config, opened=asked, **numbers) == [0, 0, 0]
+    assert [gold for gold, _ in asked.asked] == ["x"], "two numbers need no algebra"
     letter = {"answer": ["B"], "answer_kind": ["choice"]}
     assert verifiable.score(["p"], ["(C)"], [[1]], config=config, opened=algebra, **letter) == [0]
 
