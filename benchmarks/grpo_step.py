@@ -10,6 +10,7 @@ start from one Hugging Face folder with the same prompts, group size, longest co
 do one update per rollout, without a reference model (beta 0); end tokens are left out, so that all completions are as
 long as allowed. TRL generates with transformers.
 
+--size=PROMPTS,ANSWERS changes the batch: what a framework spends per call shows in small ones, arithmetic in large ones.
 `sums`: the model of configs/grpo_modadd.py, 64 prompts x 8 answers of 4 tokens. `stories`: the 260-thousand-parameter
 model of llama2.c, 8 x 8 of 64. `large`: the 32-million-parameter shape of speed.py, 2 x 4 of 64.
 """
@@ -185,7 +186,9 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
         own = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cold, "HF_HUB_OFFLINE": "1"}
         root = str(Path(__file__).parent.parent)
         start = lambda name, python: measure.Side(  # noqa: E731
-            name, [python, __file__, given.what, "--side", name, "--folder", shared], {**own, "PYTHONPATH": root}
+            name,
+            [python, __file__, given.what, "--side", name, "--folder", shared, "--size", given.size],
+            {**own, "PYTHONPATH": root},
         )
         sides = [start("gramjax", sys.executable), start("trl", given.trl_python)]
         results = measure.interleave(sides, given.rounds, given.steps)
@@ -212,12 +215,16 @@ def main() -> None:
     parser.add_argument("--trl_python", default=sys.executable, help="a Python that has trl and torch")
     parser.add_argument("--weights", default="", help="stories: weights of llama2.c")
     parser.add_argument("--tokenizer", default="", help="stories: tokenizer of llama2.c")
+    parser.add_argument("--size", default="", help="PROMPTS,ANSWERS of a step instead of the ones above")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="steps a round")
     parser.add_argument("--json", default="", help="where the results are kept")
     parser.add_argument("--side", default="", help=argparse.SUPPRESS)
     parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.size:
+        count, group = map(int, given.size.split(","))
+        SIZES[given.what] = (count, group, SIZES[given.what][2])
     if given.side:
         side = {"gramjax": gramjax, "trl": trl}[given.side]
         measure.serve(lambda: side(given.what, Path(given.folder)), lambda: facts)

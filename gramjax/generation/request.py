@@ -1,6 +1,7 @@
 """What is asked of the sampler and what it answers: requests, completions, statistics."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -116,6 +117,7 @@ def check(request: Request, vocab_size: int, longest: int) -> None:
         raise UserError(f"{where}: sampling.stop holds an empty text, which would end every answer")
 
 
+@functools.lru_cache(256)
 def wrong(sampling: Sampling) -> list[str]:
     """What is out of range in sampling settings, in words."""
     return checks.problems({"sampling": dataclasses.asdict(sampling)})

@@ -38,6 +38,9 @@ from gramjax.models.model import Model
 VERSION = 1
 """Counts changes of this file that change what a seed draws."""
 
+SHORTEST_ROW = 64
+"""Tokens of a packed row, at least."""
+
 Pairs = dict[str, tuple[float, float]]
 
 
@@ -142,6 +145,7 @@ class Rollouts:
         self.record: Callable[[int, list[Sample], Pairs], None] = lambda step, samples, metrics: None
         """Called with every rollout: the step it belongs to, its samples, its metrics."""
         longest = prompts.longest + plan.sampling.max_tokens
+        longest = max(longest, SHORTEST_ROW) if plan.packing else longest  # a row should hold several short samples
         multiple = 8 if longest <= 256 else 128
         length = -(-longest // multiple) * multiple
         self.layout = experience.Layout(
