@@ -10,7 +10,7 @@ start from one Hugging Face folder with the same prompts, group size, longest co
 do one update per rollout, without a reference model (beta 0); end tokens are left out, so that all completions are as
 long as allowed. TRL generates with transformers.
 
---size=PROMPTS,ANSWERS changes the batch: what a framework spends per call shows in small ones, arithmetic in large ones.
+--size=PROMPTS,ANSWERS changes the batch: what a framework spends per call shows in small ones, arithmetic in large.
 `sums`: the model of configs/grpo_modadd.py, 64 prompts x 8 answers of 4 tokens. `stories`: the 260-thousand-parameter
 model of llama2.c, 8 x 8 of 64. `large`: the 32-million-parameter shape of speed.py, 2 x 4 of 64.
 """
