@@ -197,6 +197,45 @@ def run(place: Place, variant: str, seed: int) -> dict[str, Any]:
     return {"variant": variant, "seed": seed, "after": judged(place, str(folder), seed), "curves": curves}
 
 
+def figure(results: dict[str, Any], path: Path) -> None:
+    """The share of right answers and the length by step, a line for each run."""
+    from gramjax.plots import style
+
+    colours = (style.BLUE, style.GREEN, style.RED, style.PURPLE, style.ORANGE, style.INK)
+
+    def lines(axes: Any) -> None:
+        for axis, name, title in (
+            (axes[0], "rewards/contains/mean", "A tree, in time"),
+            (axes[1], "completions/mean_length", "Tokens of a paragraph"),
+        ):
+            for variant, colour in zip(VARIANTS, colours):
+                own = [r["curves"][name] for r in results["runs"] if r["variant"] == variant and name in r["curves"]]
+                for number, values in enumerate(own):
+                    label = variant.replace("_", " ") if number == 0 else None
+                    axis.plot(range(1, len(values) + 1), values, color=colour, alpha=0.8, label=label)
+            axis.set_title(title)
+            axis.set_xlabel("Optimiser step")
+        axes[0].legend(loc="best")
+
+    style.figure(lines, path, (9.2, 3.4), nrows=1, ncols=2)
+
+
+def table(results: dict[str, Any]) -> str:
+    """What the models write for held-out prompts, mean and standard deviation over seeds, as markdown."""
+    import numpy as np
+
+    names = ("tree", "joy", "tokens", "distinct_1", "distinct_2", "different_texts", "kl")
+    out = [f"| learned from | seeds | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    before = " | ".join(f"{results['before'][name]:.3f}" for name in names[:-1])
+    out.append(f"| (start) | | {before} | 0 |")
+    for variant in VARIANTS:
+        runs = [run["after"] for run in results["runs"] if run["variant"] == variant]
+        if runs:
+            cells = [f"{np.mean(v):.3f} ± {np.std(v):.3f}" for v in ([run[name] for run in runs] for name in names)]
+            out.append(f"| {variant.replace('_', ' ')} | {len(runs)} | {' | '.join(cells)} |")
+    return "\n".join(out)
+
+
 def main() -> None:
     """All variants, all seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -205,7 +244,13 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
     parser.add_argument("--json", default="", help="where the results are kept")
+    parser.add_argument("--figure", default="", help="only draw the curves of --json here, and print the table")
     given = parser.parse_args()
+    if given.figure:
+        results = json.loads(Path(given.json).read_text())
+        figure(results, Path(given.figure))
+        print(table(results))
+        return
     model = Path(given.data) / "stories260k"
     place = Place(str(model / "stories260K.bin"), str(model / "tok512.bin"), Path(given.out).resolve())
     place.out.mkdir(parents=True, exist_ok=True)
