@@ -177,6 +177,15 @@ def prepare(what: str, folder: Path, weights: str, tokenizer: str) -> None:
     (folder / "reward.py").write_text(REWARD)
 
 
+def command(given: argparse.Namespace) -> str:
+    """The command without the places of this machine."""
+    words = ["python", "benchmarks/grpo_step.py", given.what, "--trl_python=OTHER/bin/python"]
+    if given.what == "stories":
+        words += ["--weights=stories260K.bin", "--tokenizer=tok512.bin"]
+    words += [f"--size={given.size}"] if given.size else []
+    return " ".join([*words, f"--rounds={given.rounds}", f"--steps={given.steps}"])
+
+
 def compare(given: argparse.Namespace) -> dict[str, Any]:
     """Both sides interleaved."""
     here = measure.machine()
@@ -196,7 +205,7 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
     count, group, length = SIZES[given.what]
     return {
         "what": given.what,
-        "command": " ".join(["python", "benchmarks/grpo_step.py", *sys.argv[1:]]),
+        "command": command(given),
         **here,
         "load_after": measure.machine()["load_before"],
         "shape": {"prompts": count, "group_size": group, "max_tokens": length, "dtype": "float32"},
