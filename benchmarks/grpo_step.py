@@ -109,7 +109,7 @@ def trl(what: str, folder: Path) -> Callable[[], Any]:
         max_completion_length=length, temperature=1.0, beta=0.0, learning_rate=1e-6, lr_scheduler_type="constant",
         max_steps=10_000, logging_steps=10_000, save_strategy="no", report_to="none", use_cpu=True, bf16=False,
         gradient_checkpointing=False, adam_beta2=0.95, disable_tqdm=True,
-        generation_kwargs={"min_new_tokens": length}, **OLDER,
+        generation_kwargs={"min_new_tokens": length},
     )  # fmt: skip
     turn: queue.Queue[bool] = queue.Queue()
     done: queue.Queue[float] = queue.Queue()
@@ -135,10 +135,6 @@ def trl(what: str, folder: Path) -> Callable[[], Any]:
         return value
 
     return step
-
-
-OLDER: dict[str, Any] = {}
-"""Settings that only some versions of TRL have."""
 
 
 def prepare(what: str, folder: Path, weights: str, tokenizer: str) -> None:

@@ -16,7 +16,6 @@ import dataclasses
 import json
 import random
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -256,7 +255,7 @@ def main() -> None:
     place.out.mkdir(parents=True, exist_ok=True)
     kept = Path(given.json) if given.json else place.out / "results.json"
     results = json.loads(kept.read_text()) if kept.exists() else {
-        "command": " ".join(["python", "benchmarks/grpo_study.py", *sys.argv[1:]]), **measure.machine(),
+        "command": "python benchmarks/grpo_study.py --data=DATA --out=FOLDER", **measure.machine(),
         "criteria": CRITERIA, "prompts": PROMPTS, "draws": DRAWS, "runs": [],
     }  # fmt: skip
     if "before" not in results:

@@ -103,13 +103,20 @@ def prompt_of(row: Mapping[str, Any]) -> Any:
     raise DataError(f"row {row.get('id')!r} has no 'prompt', 'messages' or 'text'")
 
 
+def template_extras(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row gives to the chat template beside its messages."""
+    tools = {"tools": row["tools"]} if row.get("tools") else {}
+    return dict(row.get("chat_template_kwargs") or {}) | tools
+
+
+def prompt_tokens(row: Mapping[str, Any], renderer: Renderer) -> list[int]:
+    """The prompt of a row as it stands before an answer."""
+    return renderer.prompt(prompt_of(row), **template_extras(row))
+
+
 def request(row: Mapping[str, Any], sampler: Sampler, sampling: Sampling, seed: int) -> Request:
     """The request of a row; its `columns` are the row. Raises Drop for a prompt that the length policy refuses."""
-    extra = dict(row.get("chat_template_kwargs") or {})
-    if row.get("tools"):
-        extra["tools"] = row["tools"]
-    tokens = sampler.renderer.prompt(prompt_of(row), **extra)
-    return Request(tokens, row["id"], sampling, seed, sampler.end_ids, columns=row)
+    return Request(prompt_tokens(row, sampler.renderer), row["id"], sampling, seed, sampler.end_ids, columns=row)
 
 
 def requests(

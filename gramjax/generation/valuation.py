@@ -132,7 +132,11 @@ class Valuer:
         """Advantages, and the returns that values are to learn (PPO)."""
         kl = None
         if self.grpo.beta and self.grpo.kl_in == "reward":
-            kl = [advantages.kl_penalty(s.old_logprobs, s.reference_logprobs, self.grpo.kl_estimator) for s in drawn]
+            own = [s.sampler_logprobs if s.old_logprobs is None else s.old_logprobs for s in drawn]
+            kl = [
+                advantages.kl_penalty(logprobs, s.reference_logprobs, self.grpo.kl_estimator)
+                for logprobs, s in zip(own, drawn, strict=True)
+            ]
         if advantages.estimator(self.grpo) != "gae":
             greedy = [s.greedy for s in drawn]
             offline = [s.offline for s in drawn]

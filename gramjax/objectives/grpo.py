@@ -18,6 +18,7 @@ from gramjax.core.policy_losses import policy_objective
 from gramjax.core.reinforcement import GrpoSection
 from gramjax.core.reinforcement_checks import check
 from gramjax.data.text import example
+from gramjax.generation.sampler import prompt_tokens
 from gramjax.models import heads
 
 SECTION = "grpo"
@@ -41,7 +42,7 @@ def needs_reference(config: Config) -> bool:
 
 def encode(row: dict[str, Any], renderer: Any, config: Config) -> Any:
     """The prompt alone, of which nothing is scored: answers are drawn by the rollouts."""
-    ids = renderer.prompt(row["prompt"])
+    ids = prompt_tokens(row, renderer)
     return example((ids, [0.0] * len(ids)))
 
 

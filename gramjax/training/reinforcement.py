@@ -17,7 +17,7 @@ from gramjax.data.rows import Drop, Tally
 from gramjax.data.text import Renderer, example
 from gramjax.generation.rewards import Resources, Rewards
 from gramjax.generation.rollouts import Plan, Prompts, Rollouts, exact
-from gramjax.generation.sampler import prompt_of
+from gramjax.generation.sampler import prompt_tokens, template_extras
 from gramjax.generation.valuation import Valuer
 from gramjax.scoring.reading import Layout
 from gramjax.scoring.reward_model import Settings
@@ -122,7 +122,7 @@ def read_prompts(
     kept: list[Mapping[str, Any]] = []
 
     def encode(row: Mapping[str, Any]) -> Any:
-        ids = renderer.prompt(prompt_of(row), **template_extras(row))
+        ids = prompt_tokens(row, renderer)
         if not ids:
             raise Drop("empty prompt")
         kept.append(row)
@@ -147,12 +147,6 @@ def read_prompts(
     if not any(ids for ids, _ in made):
         raise DataError(f"config.grpo.offline_fraction: no row has a usable solution in column {grpo.offline_column!r}")
     return Prompts(kept, tokens, [ids for ids, _ in made], [texts for _, texts in made], facts), dropped
-
-
-def template_extras(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a row gives to the chat template beside its messages."""
-    tools = {"tools": row["tools"]} if row.get("tools") else {}
-    return dict(row.get("chat_template_kwargs") or {}) | tools
 
 
 def solutions_of(
