@@ -32,7 +32,7 @@ from the training rows) and `row_types(config)`; an eval `SAMPLES`. An annotator
 vectors: `features` then maps each that is set to its `data.vectors.Vectors`.
 """
 
-PARTS_OF_MODELS = ("attention", "block", "heads", "stack", "model", "rotary", "lora", "sides")
+PARTS_OF_MODELS = ("attention", "block", "heads", "stack", "model", "rotary", "lora", "lisa", "sides")
 """Files of `gramjax/models` that are parts of models, not models."""
 
 

@@ -89,13 +89,55 @@ def same_segment(query: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def _dense(q_BTHE: jax.Array, k_BSKE: jax.Array, v_BSKE: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+    scores_BHTS = raw_scores(q_BTHE, k_BSKE)
+    return weighted(jax.nn.softmax(masked(scores_BHTS, mask_BTS), axis=-1), v_BSKE)
+
+
+def raw_scores(q_BTHE: jax.Array, k_BSKE: jax.Array, factor: float | None = None) -> jax.Array:
+    """factor q k before mask and softmax, float32 [B, H, T, S]; the factor is 1 / sqrt(E) unless given."""
     B, T, H, E = q_BTHE.shape
     K = k_BSKE.shape[2]
+    factor = E**-0.5 if factor is None else factor
+    if T == 1 and jax.default_backend() == "cpu":
+        return _scores_of_one(q_BTHE, k_BSKE, factor)
     q_BTKGE = q_BTHE.reshape(B, T, K, H // K, E)
-    scores = jnp.einsum("BTKGE,BSKE->BKGTS", q_BTKGE, k_BSKE, preferred_element_type=jnp.float32) * E**-0.5
-    scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKE.dtype)
-    return jnp.einsum("BKGTS,BSKE->BTKGE", weights, v_BSKE).reshape(B, T, H, E)
+    scores = jnp.einsum("BTKGE,BSKE->BKGTS", q_BTKGE, k_BSKE, preferred_element_type=jnp.float32) * factor
+    return scores.reshape(B, H, T, -1)
+
+
+def masked(scores_BHTS: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+    """The scores, with those of keys that a query does not see so low that the softmax gives them nothing."""
+    return jnp.where(mask_BTS[:, None], scores_BHTS, MASKED)
+
+
+def weighted(weights_BHTS: jax.Array, v_BSKE: jax.Array) -> jax.Array:
+    """Sums of the values by attention weights, [B, T, H, E] in the dtype of the values."""
+    B, H, T, S = weights_BHTS.shape
+    K, E = v_BSKE.shape[2:]
+    if T == 1 and jax.default_backend() == "cpu":
+        return _weighted_for_one(weights_BHTS, v_BSKE)
+    weights_BKGTS = weights_BHTS.astype(v_BSKE.dtype).reshape(B, K, H // K, T, S)
+    return jnp.einsum("BKGTS,BSKE->BTKGE", weights_BKGTS, v_BSKE).reshape(B, T, H, E)
+
+
+def _scores_of_one(q_B1HE: jax.Array, k_BSKE: jax.Array, factor: float) -> jax.Array:
+    B, _, H, E = q_B1HE.shape
+    K = k_BSKE.shape[2]
+    if H == K:  # as in `_one_query`
+        return _scores_of_one(jnp.repeat(q_B1HE, 2, axis=2), k_BSKE, factor)[:, ::2]
+    q_BKGE = q_B1HE.reshape(B, K, H // K, E).astype(jnp.float32) * factor
+    scores_BSKG = jnp.sum(q_BKGE[:, None] * k_BSKE[:, :, :, None].astype(jnp.float32), axis=-1)
+    return scores_BSKG.transpose(0, 2, 3, 1).reshape(B, H, 1, -1)
+
+
+def _weighted_for_one(weights_BH1S: jax.Array, v_BSKE: jax.Array) -> jax.Array:
+    B, H, _, S = weights_BH1S.shape
+    K, E = v_BSKE.shape[2:]
+    if H == K:
+        return _weighted_for_one(jnp.repeat(weights_BH1S, 2, axis=1), v_BSKE)[:, :, ::2]
+    weights_BSKG = weights_BH1S.reshape(B, K, H // K, S).transpose(0, 3, 1, 2)
+    out = jnp.sum(weights_BSKG[..., None] * v_BSKE[:, :, :, None].astype(jnp.float32), axis=1)
+    return out.reshape(B, 1, H, E).astype(v_BSKE.dtype)
 
 
 def _one_query(q_B1HE: jax.Array, k_BSKE: jax.Array, v_BSKE: jax.Array, mask_BS: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 Shape letters: B batch, T length, S key length, D embed, H heads, K kv heads, E head width, F mlp.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -12,15 +13,16 @@ from jax.ad_checkpoint import checkpoint_name
 
 from gramjax.core.sharding import Constrain
 from gramjax.core.spec import Spec
-from gramjax.models import lora, rotary
-from gramjax.models.attention import attention
-from gramjax.models.stack import Rows, as_rows, rows_product
+from gramjax.models import lisa, lora, rotary
+from gramjax.models.attention import attention, masked, raw_scores, visible, weighted
+from gramjax.models.stack import Observer, Rows, Seen, as_rows, rows_product
 
-INPUT_AXES = {"attn/q": 1, "attn/k": 1, "attn/v": 1, "attn/o": 2, "mlp/gate": 1, "mlp/up": 1, "mlp/down": 1}
+INPUT_AXES = {"attn/q": 1, "attn/k": 1, "attn/v": 1, "attn/o": 2, "mlp/gate": 1, "mlp/up": 1, "mlp/down": 1,
+              "attn/q_low": 1, "attn/k_low": 1}  # fmt: skip
 """The projections of a layer, and how many of their first axes are inputs."""
 
 LayerCache = dict[str, jax.Array]
-"""Keys and values of one layer, `k` and `v` [B, S, K, E]."""
+"""Keys and values of one layer, `k` and `v` [B, S, K, E]; one that shares attention keeps what `lisa.cached` says."""
 
 
 @struct.dataclass
@@ -33,9 +35,35 @@ class Context:
     key_segments_BS: jax.Array
     offset_B: jax.Array | None
     """Cache slots filled in each row before this pass; None without a cache."""
+    low_cos_BTE: jax.Array | None = None
+    low_sin_BTE: jax.Array | None = None
+    """Of low-rank queries and keys (`lisa`), where there are any."""
 
 
-def specs(config: Any) -> dict[str, Any]:
+@struct.dataclass
+class Carry:
+    """What goes from layer to layer."""
+
+    x_BTD: jax.Array
+    shared: Any = None
+    """What the next layer shares: scores [B, H, T, S], or keys and values; None where it does not."""
+    memory: Any = ()
+    """Of an observer."""
+
+
+def enter(carry: Carry, kind: str) -> Carry:
+    """What a run of this kind takes: nothing to share, unless its layers do."""
+    return carry if kind.endswith(lisa.SHARED) else dataclasses.replace(carry, shared=None)
+
+
+def cached(config: Any, kind: str) -> dict[str, tuple[int, int]]:
+    """What a layer keeps of past tokens: heads and width by name."""
+    if kind.endswith(lisa.SHARED):
+        return lisa.cached(config)
+    return dict.fromkeys(("k", "v"), (config.num_kv_heads, config.head_dim))
+
+
+def specs(config: Any, kind: str = "full") -> dict[str, Any]:
     """Parameters of one layer. Heads are split in the stored weights: q is [embed, heads, head_dim]."""
     D, H, K, E, F = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim, config.intermediate_size
     scale = config.init_scale
@@ -52,6 +80,10 @@ def specs(config: Any) -> dict[str, Any]:
     if config.qk_norm:
         attn["q_norm"] = Spec((E,), ("head_dim",), "ones")
         attn["k_norm"] = Spec((E,), ("head_dim",), "ones")
+    if kind.endswith(lisa.SHARED):
+        gone = ("k", "v") if config.lisa.shares == "keys" else ("q", "k")
+        attn = {name: leaf for name, leaf in attn.items() if name.partition("_")[0] not in gone}
+        attn |= lisa.specs(config)
     return {
         "attn_norm": Spec((D,), ("embed",), "ones"),
         "attn": attn,
@@ -114,48 +146,114 @@ def project(
 def forward(
     weights: Any,
     config: Any,
-    x_BTD: jax.Array,
+    carry: Carry,
     context: Context,
     cache: LayerCache | None,
     kind: str,
     implementation: str,
     constrain: Constrain,
-) -> tuple[jax.Array, LayerCache | None]:
-    """One layer: hidden states in and out [B, T, D], and the cache with the keys and values of this pass added."""
-    attn, mlp = weights["attn"], weights["mlp"]
+    observer: Observer | None = None,
+) -> tuple[Carry, tuple[LayerCache | None, Any]]:
+    """One layer: the carry with new hidden states, and the cache with the keys and values of this pass added.
+
+    With an observer, what it keeps of the layer stands beside the cache.
+    """
+    attn, mlp, x_BTD = weights["attn"], weights["mlp"], carry.x_BTD
+    linear = _linear(config)
+    h = rms_norm(x_BTD, weights["attn_norm"], config.norm_eps)
+    q_BTHE, keys, values, cache = _projections(attn, config, h, context, carry.shared, cache, kind, constrain)
+    attention_kind, _, ending = kind.partition("+")
+    window = config.sliding_window if attention_kind == "window" else 0
+    if observer is not None or (ending and config.lisa.shares == "scores"):
+        mask_BTS = visible(context.segments_BT, context.key_segments_BS, context.offset_B, window)
+    shared, scores_BHTS = None, None
+    if kind.endswith(lisa.SHARED) and config.lisa.shares == "scores":
+        delta = None if q_BTHE is None else raw_scores(q_BTHE, keys, lisa.delta_factor(config))
+        scores_BHTS, weights_BHTS = lisa.combine(attn, carry.shared, delta, mask_BTS, config.lisa)
+        shared = carry.shared if config.lisa.source == "anchor" else scores_BHTS.astype(x_BTD.dtype)
+        mixed_BTHE = weighted(weights_BHTS, values)
+    elif kind.endswith(lisa.SOURCE) and config.lisa.shares == "scores":
+        scores_BHTS = raw_scores(q_BTHE, keys)
+        weights_BHTS = jax.nn.softmax(masked(scores_BHTS, mask_BTS), axis=-1)
+        handed_on = scores_BHTS if config.lisa.share_point == "pre" else weights_BHTS
+        shared = constrain(handed_on.astype(x_BTD.dtype), "batch", "heads", "length", None)
+        mixed_BTHE = weighted(weights_BHTS, values)
+    else:
+        shared = (keys, values) if ending else None
+        mixed_BTHE = attention(
+            q_BTHE, keys, values, context.segments_BT, context.key_segments_BS, context.offset_B, window, implementation
+        )
+    x_BTD = constrain(x_BTD + linear(mixed_BTHE, attn, "o", 2, "residual"), "batch", "length", "act_embed")
+
+    seen_BTD = h
+    h = rms_norm(x_BTD, weights["mlp_norm"], config.norm_eps)
+    gate_BTF = linear(h, mlp, "gate")
+    inner_BTF = jax.nn.silu(gate_BTF) * linear(h, mlp, "up")
+    inner_BTF = constrain(inner_BTF, "batch", "length", "mlp")
+    x_BTD = constrain(x_BTD + linear(inner_BTF, mlp, "down", 1, "residual"), "batch", "length", "act_embed")
+    memory, kept = carry.memory, None
+    if observer is not None:
+        if scores_BHTS is None:
+            scores_BHTS = raw_scores(q_BTHE, keys)
+        elif config.lisa.share_point == "post" and kind.endswith(lisa.SHARED):
+            scores_BHTS = jnp.log(jnp.maximum(scores_BHTS, 1e-30))  # scores whose softmax are the weights
+        memory, kept = observer.see(Seen(seen_BTD, scores_BHTS, mask_BTS, gate_BTF, inner_BTF), memory)
+    return Carry(x_BTD, shared, memory), (cache, kept)
+
+
+def _linear(config: Any) -> Any:
     factor = lora.scale(config.lora) if config.lora.rank else 1.0
 
     def linear(x: jax.Array, part: Any, name: str, contracted: int = 1, saved_as: str = "projection") -> jax.Array:
         return project(x, part[name], contracted, saved_as, part.get(name + lora.SUFFIX), factor)
 
-    h = rms_norm(x_BTD, weights["attn_norm"], config.norm_eps)
-    q_BTHE, k_BTKE, v_BTKE = linear(h, attn, "q"), linear(h, attn, "k"), linear(h, attn, "v")
-    if config.attention_bias:
-        q_BTHE, k_BTKE, v_BTKE = q_BTHE + attn["q_bias"], k_BTKE + attn["k_bias"], v_BTKE + attn["v_bias"]
-    if config.qk_norm:
-        q_BTHE = rms_norm(q_BTHE, attn["q_norm"], config.norm_eps)
-        k_BTKE = rms_norm(k_BTKE, attn["k_norm"], config.norm_eps)
-    q_BTHE = rotary.rotate(q_BTHE, context.cos_BTE, context.sin_BTE)
-    k_BTKE = rotary.rotate(k_BTKE, context.cos_BTE, context.sin_BTE)
-    q_BTHE = constrain(q_BTHE, "batch", "length", "heads", "head_dim")
-    k_BTKE = constrain(k_BTKE, "batch", "length", "kv_heads", "head_dim")
-    v_BTKE = constrain(v_BTKE, "batch", "length", "kv_heads", "head_dim")
-    keys, values = k_BTKE, v_BTKE
-    if cache is not None and context.offset_B is not None:
-        new = {"k": k_BTKE, "v": v_BTKE}
-        axes = ("batch", "length", "kv_heads", "head_dim")
-        cache = {name: constrain(write(cache[name], new[name], context.offset_B), *axes) for name in new}
-        keys, values = cache["k"].astype(k_BTKE.dtype), cache["v"].astype(v_BTKE.dtype)
-    window = config.sliding_window if kind == "window" else 0
-    mixed_BTHE = attention(
-        q_BTHE, keys, values, context.segments_BT, context.key_segments_BS, context.offset_B, window, implementation
-    )
-    x_BTD = constrain(x_BTD + linear(mixed_BTHE, attn, "o", 2, "residual"), "batch", "length", "act_embed")
+    return linear
 
-    h = rms_norm(x_BTD, weights["mlp_norm"], config.norm_eps)
-    inner_BTF = jax.nn.silu(linear(h, mlp, "gate")) * linear(h, mlp, "up")
-    inner_BTF = constrain(inner_BTF, "batch", "length", "mlp")
-    return constrain(x_BTD + linear(inner_BTF, mlp, "down", 1, "residual"), "batch", "length", "act_embed"), cache
+
+def _projections(
+    attn: Any,
+    config: Any,
+    h_BTD: jax.Array,
+    context: Context,
+    shared: Any,
+    cache: LayerCache | None,
+    kind: str,
+    constrain: Constrain,
+) -> tuple[Any, Any, jax.Array, LayerCache | None]:
+    """Queries, keys and values (those of past tokens with them where there is a cache), and the cache.
+
+    Those of a layer that shares scores are low-rank queries and keys, or None.
+    """
+    linear = _linear(config)
+    low = kind.endswith(lisa.SHARED) and config.lisa.shares == "scores"
+    cos: jax.Array | None = context.cos_BTE
+    sin: jax.Array | None = context.sin_BTE
+    if low:
+        names = {"q": "q_low", "k": "k_low", "v": "v"} if config.lisa.rank else {"v": "v"}
+        cos, sin = context.low_cos_BTE, context.low_sin_BTE
+    elif kind.endswith(lisa.SHARED):
+        names = {"q": "q"}
+    else:
+        names = {"q": "q", "k": "k", "v": "v"}
+    new: dict[str, jax.Array] = {}
+    for name, leaf in names.items():
+        x_BTHE = linear(h_BTD, attn, leaf)
+        if config.attention_bias and leaf == name:
+            x_BTHE = x_BTHE + attn[f"{name}_bias"]
+        if config.qk_norm and leaf == name != "v":
+            x_BTHE = rms_norm(x_BTHE, attn[f"{name}_norm"], config.norm_eps)
+        if name != "v" and cos is not None and sin is not None:
+            x_BTHE = rotary.rotate(x_BTHE, cos, sin)
+        heads = "heads" if name == "q" or (leaf == "k_low" and config.lisa.delta_kv_heads == "query") else "kv_heads"
+        new[name] = constrain(x_BTHE, "batch", "length", heads, "head_dim")
+    q_BTHE = new.pop("q", None)
+    if not low and "k" not in new:
+        return q_BTHE, *shared, cache
+    if cache is not None and context.offset_B is not None:
+        axes = ("batch", "length", "kv_heads", "head_dim")
+        filled = {name: constrain(write(cache[name], x, context.offset_B), *axes) for name, x in new.items()}
+        new, cache = {name: x.astype(new[name].dtype) for name, x in filled.items()}, filled
+    return q_BTHE, new.get("k"), new["v"], cache
 
 
 def write(cache_BSKE: jax.Array, new_BTKE: jax.Array, offset_B: jax.Array) -> jax.Array:

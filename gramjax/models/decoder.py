@@ -13,7 +13,8 @@ from gramjax.core.config import ELSEWHERE, LoraSection
 from gramjax.core.errors import UserError
 from gramjax.core.sharding import Constrain, constrainer
 from gramjax.core.spec import Spec
-from gramjax.models import block, lora, rotary, stack
+from gramjax.models import block, lisa, lora, rotary, stack
+from gramjax.models.lisa import LisaSection
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 HEADS = ("tokens", "score", "value", "preference", "margin")
@@ -52,13 +53,15 @@ class Config:
     preference_width: int = 0
     """Width that preference representations are projected to; 0: that of the hidden states, no projection."""
     init_scale: float = 0.02
+    lisa: LisaSection = LisaSection()
     lora: LoraSection = dataclasses.field(default=LoraSection(), metadata=ELSEWHERE)
     """Adapters (`config.lora`); the checkpoints of a run carry them with the architecture."""
 
     def layer_kinds(self) -> tuple[str, ...]:
-        """The block kind of every layer: `full` or `window` attention."""
+        """The block kind of every layer: `full` or `window` attention, and what it shares (`lisa.kinds`)."""
         window = "window" if self.sliding_window else "full"
-        return tuple("full" if i in self.full_layers else window for i in range(self.num_layers))
+        attention = tuple("full" if i in self.full_layers else window for i in range(self.num_layers))
+        return lisa.kinds(self.lisa, attention)
 
 
 def check(config: Config) -> None:
@@ -76,6 +79,7 @@ def check(config: Config) -> None:
         raise UserError(f"preference_width is {config.preference_width}; it must be 0 or more")
     if "margin" in config.heads and "preference" not in config.heads:
         raise UserError("the head 'margin' reads preference representations: it needs the head 'preference'")
+    lisa.check(config.lisa, config.num_layers, config.head_dim)
     unknown = set(config.heads) - set(HEADS)
     if unknown or not config.heads:
         raise UserError(f"heads {config.heads} must be among {', '.join(HEADS)}")
@@ -87,7 +91,7 @@ def specs(config: Config) -> dict[str, Any]:
     width, vocab = config.hidden_size, config.vocab_size
     out: dict[str, Any] = {
         "embed": Spec((vocab, width), ("vocab", "embed"), scale=config.init_scale),
-        "layers": {f"{i:03d}": block.specs(config) for i in range(config.num_layers)},
+        "layers": {f"{i:03d}": block.specs(config, kind) for i, kind in enumerate(config.layer_kinds())},
         "norm": Spec((width,), ("embed",), "ones"),
     }
     if "tokens" in config.heads and not config.tie_word_embeddings:
@@ -135,7 +139,7 @@ class Cache:
     """Keys and values of past tokens. Slots fill from the left, each row at its own pace."""
 
     layers: tuple[Any, ...]
-    """Per run: `k` and `v` [B, S, K, E], stacked like the weights of the run."""
+    """Per run: what `block.cached` says, such as `k` and `v` [B, S, K, E], stacked like the weights of the run."""
     segment_ids: jax.Array
     """[B, S]; 0 in slots that are empty or hold padding."""
     lengths: jax.Array
@@ -150,6 +154,8 @@ class Output:
 
     hidden: jax.Array
     cache: Cache | None
+    observed: Any = None
+    """What an observer kept, stacked along a first axis of layers."""
 
 
 def init_cache(weights: Mapping[str, Any], config: Config, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
@@ -158,8 +164,8 @@ def init_cache(weights: Mapping[str, Any], config: Config, batch: int, length: i
 
     def layer(run: stack.Run) -> block.LayerCache:
         lead = (run.stop - run.start,) if run.stacked else ()
-        shape = (*lead, batch, length, config.num_kv_heads, config.head_dim)
-        return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
+        kept = block.cached(config, run.kind)
+        return {name: jnp.zeros((*lead, batch, length, *size), dtype) for name, size in kept.items()}
 
     zeros = jnp.zeros((batch,), jnp.int32)
     return Cache(tuple(layer(run) for run in runs), jnp.zeros((batch, length), jnp.int32), zeros, zeros)
@@ -190,6 +196,7 @@ def forward(
     constrain: Constrain = constrainer(None),
     attention: str = "auto",
     remat: str = "none",
+    observer: stack.Observer | None = None,
 ) -> Output:
     """Tokens to hidden states.
 
@@ -197,7 +204,7 @@ def forward(
     `segment_ids` (0: padding, anywhere; default: no padding), `positions` (default: counted over the tokens that are
     not padding) and `learned_mask` (bool [batch, length]: there the vector `preference/token` replaces the embedding).
     With a cache, the tokens follow those that it holds: several at once (prefill, chunked or not) or one (decode).
-    Padding written to the cache on the right is overwritten by later tokens.
+    Padding written to the cache on the right is overwritten by later tokens. An `observer` sees every layer.
     """
     tokens_BT = batch["tokens"]
     segments_BT = batch.get("segment_ids")
@@ -215,7 +222,11 @@ def forward(
             cache.segment_ids, segments_BT, offset
         )
     cos, sin = rotary.angles(positions_BT, rotary.frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
-    context = block.Context(cos, sin, segments_BT, key_segments, offset)
+    low: tuple[Any, ...] = ()
+    if config.lisa.layers and config.lisa.rank and config.lisa.delta_rope:
+        frequencies = rotary.frequencies(config.lisa.rank, config.rope_theta, config.rope_scaling)
+        low = rotary.angles(positions_BT, frequencies)
+    context = block.Context(cos, sin, segments_BT, key_segments, offset, *low)
 
     # A lookup in a table sharded on its width would gather it whole: gather the width first, keep the rows sharded.
     table = constrain(weights["embed"], "vocab", None)
@@ -224,19 +235,25 @@ def forward(
         token_D = constrain(weights["preference"]["token"], None).astype(x_BTD.dtype)
         x_BTD = jnp.where(batch["learned_mask"][..., None], token_D, x_BTD)
 
-    def layer(layer_weights: Any, x: jax.Array, layer_cache: Any, kind: str) -> tuple[jax.Array, Any]:
+    def layer(layer_weights: Any, carry: block.Carry, layer_cache: Any, kind: str) -> tuple[block.Carry, Any]:
         with jax.named_scope("layer"):
-            return block.forward(layer_weights, config, x, context, layer_cache, kind, attention, constrain)
+            return block.forward(
+                layer_weights, config, carry, context, layer_cache, kind, attention, constrain, observer
+            )
 
     packed = _packed(weights, config)
-    x_BTD, caches = stack.apply(layer, packed, x_BTD, cache.layers if cache is not None else None, remat)
-    hidden = block.rms_norm(x_BTD, weights["norm"], config.norm_eps)
+    carry = block.Carry(x_BTD, None, observer.memory if observer is not None else ())
+    layer_caches = cache.layers if cache is not None else None
+    carry, outs = stack.apply(layer, packed, carry, layer_caches, remat, block.enter)
+    hidden = block.rms_norm(carry.x_BTD, weights["norm"], config.norm_eps)
+    observed = stack.by_layer([kept for _, kept in outs], packed.runs) if observer is not None else None
     if cache is None:
-        return Output(hidden, None)
+        return Output(hidden, None, observed)
     last = jnp.max(real_BT * jnp.arange(1, tokens_BT.shape[1] + 1), axis=1)  # slots up to the last real token
-    assert caches is not None and offset is not None
+    assert offset is not None
     positions = jnp.max(jnp.where(real_BT == 1, positions_BT + 1, cache.positions[:, None]), axis=1)
-    return Output(hidden, Cache(caches, key_segments, offset + last, positions))
+    caches = tuple(layer_cache for layer_cache, _ in outs)
+    return Output(hidden, Cache(caches, key_segments, offset + last, positions), observed)
 
 
 def _packed(weights: Mapping[str, Any], config: Config) -> stack.Packed:

@@ -52,10 +52,13 @@ class Model:
         """An empty cache of `length` tokens for `batch` rows, in the compute dtype."""
         return self.module.init_cache(weights, self.config, batch, length, self.compute_dtype)
 
-    def forward(self, weights: Any, batch: Any, cache: Any = None) -> Any:
-        """`Output.hidden` [batch, length, embed] and `Output.cache` for a batch of tokens."""
+    def forward(self, weights: Any, batch: Any, cache: Any = None, observer: stack.Observer | None = None) -> Any:
+        """`Output.hidden` [batch, length, embed] and `Output.cache` for a batch of tokens.
+
+        With an `observer`, `Output.observed` holds what it kept of every layer.
+        """
         constrain = constrainer(self.mesh)
-        return self.module.forward(weights, self.config, batch, cache, constrain, self.attention, self.remat)
+        return self.module.forward(weights, self.config, batch, cache, constrain, self.attention, self.remat, observer)
 
 
 def build(kind: str, config: Any, mesh: Mesh | None = None, compute_dtype: str = "auto", **choices: Any) -> Model:

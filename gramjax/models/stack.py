@@ -57,6 +57,35 @@ class Packed:
 
 
 @struct.dataclass
+class Seen:
+    """What an observer is shown of a layer. What it does not look at is not computed.
+
+    B batch, T query length, S key length, D embed, H heads, F mlp.
+    """
+
+    hidden_BTD: jax.Array
+    """Input of the attention, after its norm."""
+    scores_BHTS: jax.Array
+    """Scores of the attention before mask and softmax, float32."""
+    visible_BTS: jax.Array
+    """Which keys each query sees."""
+    gate_BTF: jax.Array
+    """The gate of the MLP before its activation."""
+    inner_BTF: jax.Array
+    """What the MLP's down projection reads."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Observer:
+    """Something that watches a pass: layers hand it what they compute, and it keeps what it needs of each."""
+
+    see: Callable[[Seen, Any], tuple[Any, Any]]
+    """`see(seen, memory) -> (memory, kept)`, once a layer, in order."""
+    memory: Any = ()
+    """What it remembers from layer to layer at first; the shapes stay."""
+
+
+@struct.dataclass
 class Rows:
     """A weight with one row per output: the form that a CPU decodes fastest with (`decoder.for_decoding`)."""
 
@@ -135,34 +164,50 @@ def _stack(layers: Sequence[Any], dtype: Any) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack([cast(leaf, dtype) for leaf in leaves]), *layers)
 
 
-BlockFunction = Callable[[Any, jax.Array, Any, str], tuple[jax.Array, Any]]
-"""`block(weights, x, cache, kind) -> (x, cache)`."""
+BlockFunction = Callable[[Any, Any, Any, str], tuple[Any, Any]]
+"""`block(weights, carry, cache, kind) -> (carry, out)`."""
 
 
-def _layer(block: BlockFunction, kind: str, x: jax.Array, weights_and_cache: tuple[Any, Any]) -> tuple[jax.Array, Any]:
+def _layer(block: BlockFunction, kind: str, carry: Any, weights_and_cache: tuple[Any, Any]) -> tuple[Any, Any]:
     weights, cache = weights_and_cache
-    return block(weights, x, cache, kind)
+    return block(weights, carry, cache, kind)
+
+
+def _as_it_is(carry: Any, kind: str) -> Any:
+    return carry
 
 
 def apply(
-    block: BlockFunction, packed: Packed, x: jax.Array, caches: tuple | None = None, remat: str = "none"
-) -> tuple[jax.Array, tuple | None]:
-    """Run the hidden states through every layer; returns them and the new caches (one entry per run).
+    block: BlockFunction,
+    packed: Packed,
+    carry: Any,
+    caches: tuple | None = None,
+    remat: str = "none",
+    enter: Callable[[Any, str], Any] = _as_it_is,
+) -> tuple[Any, tuple]:
+    """Run what is carried from layer to layer through all of them; returns it and what they put out, an entry per run.
 
-    `caches` holds one layer cache per run, stacked like the weights of the run. `remat` names a policy.
+    `caches` holds one layer cache per run, stacked like the weights of the run, and so is what a run puts out.
+    `remat` names a policy. `enter(carry, kind)` makes of what one run leaves what the next, of this kind, takes.
     """
     if remat not in ("none", *REMAT):
         raise UserError(f"config.train.remat={remat!r} is not one of none, {', '.join(REMAT)}")
-    new_caches = []
+    outs = []
     for index, run in enumerate(packed.runs):
         cache = caches[index] if caches is not None else None
-
+        carry = enter(carry, run.kind)
         layer: Callable[..., Any] = functools.partial(_layer, block, run.kind)
         if remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT[remat](), prevent_cse=not run.stacked)
         if run.stacked:
-            x, cache = jax.lax.scan(layer, x, (packed.trees[index], cache))
+            carry, out = jax.lax.scan(layer, carry, (packed.trees[index], cache))
         else:
-            x, cache = layer(x, (packed.trees[index], cache))
-        new_caches.append(cache)
-    return x, tuple(new_caches) if caches is not None else None
+            carry, out = layer(carry, (packed.trees[index], cache))
+        outs.append(out)
+    return carry, tuple(outs)
+
+
+def by_layer(outs: Sequence[Any], runs: Sequence[Run]) -> Any:
+    """What the runs put out as one tree, stacked along a first axis of layers."""
+    whole = [out if run.stacked else jax.tree.map(lambda leaf: leaf[None], out) for out, run in zip(outs, runs)]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *whole)

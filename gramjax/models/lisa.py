@@ -1,0 +1,181 @@
+"""Attention shared across layers (LiSA, arXiv 2408.01890): a light substitute for the attention of a layer.
+
+A shared layer has no query and key projections of its own. It takes the scores of the layer before it, maps its heads
+onto its own through a small network on the head axis (alignment), and adds the scores of a low-rank query and key
+(difference). Its values, output projection and MLP stay. What the published text leaves open is a setting here; the
+baselines of the paper (direct sharing, alignment only, difference only) are settings too, and so is CLA (arXiv
+2405.12981), which shares keys and values instead of scores.
+
+Shape letters: B batch, T query length, S key length, D embed, H heads, K heads of the low-rank keys, M align, R rank.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gramjax.core.errors import UserError
+from gramjax.core.spec import Spec
+from gramjax.models.attention import masked
+
+ALIGN = ("ffn", "linear", "none", "off")
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu, "gelu": jax.nn.gelu, "silu": jax.nn.silu, "linear": lambda x: x,
+}  # fmt: skip
+
+SOURCE, SHARED = "+source", "+shared"
+"""Endings of block kinds: a layer whose scores (or keys and values) the next one shares, and a layer that shares."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LisaSection:
+    """Layers that share the attention of the layer before them, and how."""
+
+    layers: tuple[int, ...] = ()
+    """Which layers share, in ascending order; never layer 0. Empty: none."""
+    shares: str = "scores"
+    """`scores`, or `keys` (CLA: keys and values of the layer before, queries of its own)."""
+    align: str = "ffn"
+    """What becomes of the shared scores: `ffn` (two maps of the head axis), `linear` (one), `none` (used as they are)
+    or `off` (not used: the low-rank pair alone)."""
+    align_hidden: int = 0
+    """Width of the `ffn`; 0: twice the heads, the least that can hold every linear map of the heads."""
+    align_act: str = "relu"
+    """`relu`, `gelu`, `silu` or `linear`."""
+    align_bias: bool = False
+    align_residual: bool = False
+    """Add the shared scores to what the alignment makes of them."""
+    rank: int = 20
+    """Width per head of the low-rank query and key; 0: none."""
+    delta_kv_heads: str = "query"
+    """Heads of the low-rank keys: as many as `query` heads, or as the model has `kv` heads."""
+    delta_rope: bool = True
+    """Rotate the low-rank queries and keys by their positions."""
+    delta_scale: str = "rank"
+    """Their scores are divided by the root of the `rank`, or of the width of a `head`."""
+    share_point: str = "pre"
+    """Share scores before the softmax (`pre`) or attention weights (`post`: mixed, clipped at 0, normalised again)."""
+    source: str = "chain"
+    """Whose scores a layer shares: of the layer before it (`chain`), or of the last one with its own (`anchor`)."""
+
+
+def check(section: LisaSection, num_layers: int, head_dim: int) -> None:
+    """Raise UserError for layers or settings that cannot be."""
+    where, layers = "config.model.arch.lisa", section.layers
+    if list(layers) != sorted(set(layers)):
+        raise UserError(f"{where}.layers {layers} must ascend, each layer once")
+    if layers and not (0 < layers[0] and layers[-1] < num_layers):
+        raise UserError(
+            f"{where}.layers {layers}: layers 1 to {num_layers - 1} can share (layer 0 has no layer before it)"
+        )
+    for name, known in (
+        ("shares", ("scores", "keys")), ("align", ALIGN), ("align_act", tuple(ACTIVATIONS)),
+        ("delta_kv_heads", ("query", "kv")), ("delta_scale", ("rank", "head")), ("share_point", ("pre", "post")),
+        ("source", ("chain", "anchor")),
+    ):  # fmt: skip
+        if getattr(section, name) not in known:
+            raise UserError(f"{where}.{name}={getattr(section, name)!r} is not one of {', '.join(known)}")
+    if section.rank < 0 or section.align_hidden < 0:
+        raise UserError(f"{where}: rank {section.rank} and align_hidden {section.align_hidden} must be 0 or more")
+    if layers and section.shares == "scores" and section.align == "off" and not section.rank:
+        raise UserError(f"{where}: with align='off' and rank=0 a layer would have no attention at all")
+    if section.rank % 2 and section.delta_rope:
+        raise UserError(f"{where}.rank={section.rank} must be even to be rotated (or set delta_rope=False)")
+
+
+def kinds(section: LisaSection, attention: tuple[str, ...]) -> tuple[str, ...]:
+    """Block kinds of the layers, given the kind of attention that each has (`full`, `window`)."""
+    shared = set(section.layers)
+
+    def ending(layer: int) -> str:
+        return SHARED if layer in shared else SOURCE if layer + 1 in shared else ""
+
+    return tuple(kind + ending(i) for i, kind in enumerate(attention))
+
+
+def key_heads(config: Any) -> int:
+    """Heads of the low-rank keys of a model config."""
+    return config.num_heads if config.lisa.delta_kv_heads == "query" else config.num_kv_heads
+
+
+def specs(config: Any) -> dict[str, Spec]:
+    """What a shared layer has in place of its query and key projections (sharing keys, it keeps the queries)."""
+    section, D, H, R = config.lisa, config.hidden_size, config.num_heads, config.lisa.rank
+    M = hidden_width(config)
+    out: dict[str, Spec] = {}
+    if section.shares == "keys":
+        return out
+    if section.align == "linear":
+        out["align_in"] = Spec((H, H), ("heads", None), scale=H**-0.5)
+    if section.align == "ffn":
+        out["align_in"] = Spec((H, M), ("heads", None), scale=H**-0.5)
+        out["align_out"] = Spec((M, H), (None, "heads"), scale=M**-0.5)
+        if section.align_bias:
+            out["align_in_bias"] = Spec((M,), (None,), "zeros")
+            out["align_out_bias"] = Spec((H,), ("heads",), "zeros")
+    if R:
+        K, axis = key_heads(config), "heads" if section.delta_kv_heads == "query" else "kv_heads"
+        out["q_low"] = Spec((D, H, R), ("embed", "heads", "rank"), scale=D**-0.5)
+        out["k_low"] = Spec((D, K, R), ("embed", axis, "rank"), "zeros")
+    return out
+
+
+def hidden_width(config: Any) -> int:
+    """Width of the alignment network."""
+    return config.lisa.align_hidden or 2 * config.num_heads
+
+
+def cached(config: Any) -> dict[str, tuple[int, int]]:
+    """What a shared layer keeps of past tokens: heads and width by name."""
+    if config.lisa.shares == "keys":
+        return {}
+    low = {"k": (key_heads(config), config.lisa.rank)} if config.lisa.rank else {}
+    return low | {"v": (config.num_kv_heads, config.head_dim)}
+
+
+def delta_factor(config: Any) -> float:
+    """What the low-rank scores are multiplied with."""
+    return (config.lisa.rank if config.lisa.delta_scale == "rank" else config.head_dim) ** -0.5
+
+
+def align(attn: Mapping[str, jax.Array], shared_BHTS: jax.Array, section: LisaSection) -> jax.Array:
+    """Shared scores with the heads of this layer, float32 [B, H, T, S]: the network runs over the axis of heads."""
+    if section.align == "none":
+        return shared_BHTS.astype(jnp.float32)
+    into = attn["align_in"].astype(shared_BHTS.dtype)
+    hidden = jnp.einsum("BHTS,HM->BMTS", shared_BHTS, into, preferred_element_type=jnp.float32)
+    if section.align == "ffn":
+        if section.align_bias:
+            hidden = hidden + attn["align_in_bias"][:, None, None]
+        hidden = ACTIVATIONS[section.align_act](hidden).astype(shared_BHTS.dtype)
+        out_of = attn["align_out"].astype(shared_BHTS.dtype)
+        hidden = jnp.einsum("BMTS,MH->BHTS", hidden, out_of, preferred_element_type=jnp.float32)
+        if section.align_bias:
+            hidden = hidden + attn["align_out_bias"][:, None, None]
+    return hidden + shared_BHTS if section.align_residual else hidden
+
+
+def combine(
+    attn: Mapping[str, jax.Array],
+    shared_BHTS: jax.Array,
+    delta_BHTS: jax.Array | None,
+    visible_BTS: jax.Array,
+    section: LisaSection,
+) -> tuple[jax.Array, jax.Array]:
+    """What a shared layer hands on (scores, or attention weights with `post`) and its attention weights, float32.
+
+    Scores are handed on unmasked: the alignment would make something of what a mask puts in their place.
+    """
+    mixed = jnp.zeros((), jnp.float32) if section.align == "off" else align(attn, shared_BHTS, section)
+    mixed = mixed if delta_BHTS is None else mixed + delta_BHTS
+    mixed = jnp.broadcast_to(mixed, shared_BHTS.shape)
+    if section.share_point == "pre":
+        return mixed, jax.nn.softmax(masked(mixed, visible_BTS), axis=-1)
+    weights = jnp.where(visible_BTS[:, None], jax.nn.relu(mixed), 0.0)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    count = jnp.maximum(jnp.sum(visible_BTS, axis=-1), 1)[:, None, :, None]
+    # A row that the clipping left with nothing looks at all that it sees alike.
+    weights = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), visible_BTS[:, None] / count)
+    return weights, weights
