@@ -179,3 +179,112 @@ def combine(
     # A row that the clipping left with nothing looks at all that it sees alike.
     weights = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), visible_BTS[:, None] / count)
     return weights, weights
+
+
+def head_map(section: LisaSection, mixing_HH: jax.Array, hidden: int, key: jax.Array) -> dict[str, jax.Array]:
+    """The leaves of the alignment that computes `mixing @ scores` over the heads, exactly.
+
+    Every activation here satisfies a(x) - a(-x) = x (twice that for `linear`), so that two units a head hold a linear
+    map; more units start at random and unread. Raises UserError when the network is too narrow.
+    """
+    H = mixing_HH.shape[0]
+    if section.align_residual:
+        mixing_HH = mixing_HH - jnp.eye(H)
+    if section.align in ("none", "off"):
+        return {}
+    if section.align == "linear":
+        return {"align_in": mixing_HH.T}
+    if hidden < 2 * H:
+        raise UserError(f"align_hidden {hidden} cannot hold a linear map of {H} heads: it takes {2 * H}")
+    one, half = jnp.eye(H), 0.5 if section.align_act == "linear" else 1.0
+    spare = jax.random.normal(key, (H, hidden - 2 * H)) * H**-0.5
+    out = {
+        "align_in": jnp.concatenate([one, -one, spare], axis=1),
+        "align_out": jnp.concatenate([half * mixing_HH.T, -half * mixing_HH.T, jnp.zeros_like(spare.T)]),
+    }
+    if section.align_bias:
+        out |= {"align_in_bias": jnp.zeros((hidden,)), "align_out_bias": jnp.zeros((H,))}
+    return out
+
+
+def convert(
+    params: Mapping[str, Any],
+    config: Any,
+    section: LisaSection,
+    key: jax.Array,
+    init: str = "share",
+    mixing: Mapping[int, jax.Array] | None = None,
+    low_rank: Mapping[int, tuple[jax.Array, jax.Array]] | None = None,
+) -> tuple[dict[str, Any], Any]:
+    """Parameters at rest and config of a plain decoder with the layers of `section` sharing attention.
+
+    Their query and key projections (keys and values, when those are shared) are gone. `init`:
+
+    - `share`: the shared scores are used as they are, the difference is 0 and starts to learn at its keys.
+    - `calibrated`: `mixing[layer]` [H, H] maps the shared heads, `low_rank[layer]` are the low-rank query and key
+      projections [D, H, R] and [D, K, R] (a layer without: as `share`).
+    - `copy`: nothing shared, the projections of the layer as its low-rank pair (rank = head_dim): the same model.
+
+    Raises UserError for a model that shares already, and for `copy` where it cannot be exact.
+    """
+    if config.lisa.layers:
+        raise UserError(f"layers {config.lisa.layers} of this model share attention already: convert the original")
+    new = dataclasses.replace(config, lisa=section)
+    check(section, config.num_layers, config.head_dim)
+    if init not in ("share", "calibrated", "copy"):
+        raise UserError(f"init {init!r} is not one of share, calibrated, copy")
+    if init == "copy" and (
+        config.attention_bias or config.qk_norm or section.rank != config.head_dim or section.shares != "scores"
+        or section.share_point != "pre" or section.align == "none" or section.align_residual
+        or not section.delta_rope
+    ):  # fmt: skip
+        raise UserError(
+            f"init copy needs rank={config.head_dim} (the width of a head), an alignment that can be 0 (no residual), "
+            "rotation, scores shared before the softmax, and a model without biases and norms of queries and keys"
+        )
+    layers = dict(params["layers"])
+    for layer in section.layers:
+        name, own = f"{layer:03d}", jax.random.fold_in(key, layer)
+        old = layers[name]["attn"]
+        gone = ("k", "v") if section.shares == "keys" else ("q", "k")
+        attn = {leaf: x for leaf, x in old.items() if leaf.partition("_")[0] not in gone}
+        dtype = old["o"].dtype
+        fresh: dict[str, jax.Array] = {}
+        if section.shares == "scores":
+            identity = jnp.eye(config.num_heads)
+            mix = 0 * identity if init == "copy" else (mixing or {}).get(layer, identity)
+            fresh = head_map(section, mix, hidden_width(new), own)
+            if section.rank:
+                fresh |= _low_rank(old, new, own, init, (low_rank or {}).get(layer))
+        layers[name] = {**layers[name], "attn": attn | {leaf: x.astype(dtype) for leaf, x in fresh.items()}}
+    return {**params, "layers": layers}, new
+
+
+def _low_rank(
+    old: Mapping[str, jax.Array], config: Any, key: jax.Array, init: str, given: tuple[jax.Array, jax.Array] | None
+) -> dict[str, jax.Array]:
+    K = key_heads(config)
+    if init == "copy":
+        repeats = K // config.num_kv_heads
+        return {"q_low": old["q"], "k_low": jnp.repeat(old["k"], repeats, axis=1)}
+    if given is not None:
+        return {"q_low": given[0], "k_low": given[1]}
+    D, H, R = config.hidden_size, config.num_heads, config.lisa.rank
+    return {"q_low": jax.random.normal(key, (D, H, R)) * D**-0.5, "k_low": jnp.zeros((D, K, R))}
+
+
+def truncated(params: Mapping[str, Any], layers: tuple[int, ...], rank: int) -> dict[str, Any]:
+    """The parameters with the query and key projections of some layers cut to their best rank, head by head.
+
+    The baseline of low-rank attention: the model stays a plain decoder.
+    """
+    out = dict(params["layers"])
+    for layer in layers:
+        attn = dict(out[f"{layer:03d}"]["attn"])
+        for leaf in ("q", "k"):
+            weight_HDE = attn[leaf].astype(jnp.float32).transpose(1, 0, 2)
+            u, s, v = jnp.linalg.svd(weight_HDE, full_matrices=False)
+            cut = jnp.einsum("HDR,HR,HRE->DHE", u[:, :, :rank], s[:, :rank], v[:, :rank])
+            attn[leaf] = cut.astype(attn[leaf].dtype)
+        out[f"{layer:03d}"] = {**out[f"{layer:03d}"], "attn": attn}
+    return {**params, "layers": out}

@@ -254,3 +254,49 @@ def test_a_run_of_shared_layers_is_one_loop():
     assert [(r.start, r.stop) for r in weights["layers"].runs] == [(0, 3), (3, 4), (4, 10)]
     program = jax.make_jaxpr(lambda w: decoder.forward(w, config, {"tokens": TOKENS}).hidden)(weights)
     assert str(program).count("scan[") == 2
+
+
+def test_conversion_drops_what_is_not_used_and_keeps_the_rest():
+    params = params_of(GROUPED)
+    new, config = lisa.convert(params, GROUPED, lisa.LisaSection((2, 4), rank=4), jax.random.key(0))
+    assert tree.flatten(new).keys() == tree.flatten(decoder.specs(config), is_leaf=spec.is_spec).keys()
+    before, after = tree.flatten(params), tree.flatten(new)
+    assert {path for path in before if path not in after} == {f"layers/{i:03d}/attn/{x}" for i in (2, 4) for x in "qk"}
+    assert all(after[path] is before[path] for path in before if path in after)
+    scores = observed_scores(new, config)
+    np.testing.assert_allclose(scores[2], scores[1], atol=1e-5)
+    with pytest.raises(UserError, match="already"):
+        lisa.convert(new, config, lisa.LisaSection((3,)), jax.random.key(0))
+
+
+@pytest.mark.parametrize("settings", [{}, {"align": "linear"}, {"align_act": "gelu", "align_hidden": 11}, {"align": "off"}])
+def test_copied_layers_are_the_same_model(settings):
+    params = params_of(GROUPED)
+    section = lisa.LisaSection((1, 2, 5), rank=8, **settings)
+    new, config = lisa.convert(params, GROUPED, section, jax.random.key(0), "copy")
+    want = hidden(params, GROUPED, {"tokens": TOKENS}).hidden
+    np.testing.assert_allclose(hidden(new, config, {"tokens": TOKENS}).hidden, want, atol=5e-6)
+    with pytest.raises(UserError, match="rank=8"):
+        lisa.convert(params, GROUPED, lisa.LisaSection((1,), rank=4), jax.random.key(0), "copy")
+
+
+@pytest.mark.parametrize("act", sorted(lisa.ACTIVATIONS))
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_head_map_is_placed_exactly(act, residual):
+    section = lisa.LisaSection(align_act=act, align_residual=residual, align_bias=True)
+    mixing, scores = jax.random.normal(jax.random.key(3), (4, 4)), jax.random.normal(jax.random.key(4), (1, 4, 3, 3))
+    got = lisa.align(lisa.head_map(section, mixing, 10, jax.random.key(0)), scores, section)
+    np.testing.assert_allclose(got, jnp.einsum("GH,BHTS->BGTS", mixing, scores), atol=1e-5)
+    with pytest.raises(UserError, match="takes 8"):
+        lisa.head_map(section, mixing, 7, jax.random.key(0))
+
+
+def test_truncation_at_full_rank_changes_nothing_and_below_it_loses_the_least():
+    params = params_of(PLAIN)
+    whole = lisa.truncated(params, (3,), 8)["layers"]["003"]["attn"]["q"]
+    cut = lisa.truncated(params, (3,), 5)["layers"]["003"]["attn"]["q"]
+    old = np.asarray(params["layers"]["003"]["attn"]["q"])
+    np.testing.assert_allclose(whole, old, atol=1e-5)
+    for head in range(4):
+        lost = np.sum((np.asarray(cut)[:, head] - old[:, head]) ** 2)
+        np.testing.assert_allclose(lost, np.sum(np.linalg.svd(old[:, head])[1][5:] ** 2), rtol=1e-4)
