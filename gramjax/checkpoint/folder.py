@@ -24,8 +24,12 @@ TOKENIZER_FILES = (
     "tokenizer.model",
 )
 
+LISA_CODE = "lisa_torch.py"
+"""What runs a folder with shared attention where only torch is at hand."""
+
 OURS = (
     *TOKENIZER_FILES,
+    LISA_CODE,
     "config.json",
     "generation_config.json",
     "model*.safetensors",

@@ -8,11 +8,17 @@ from typing import Any
 import numpy as np
 
 from gramjax.checkpoint import json_file, tables
+from gramjax.core.config import section
 from gramjax.core.errors import DataError, UserError
 from gramjax.models import rotary
 from gramjax.models.decoder import FAMILIES, Config, check
+from gramjax.models.lisa import LisaSection
 
 SLIDING, FULL = "sliding_attention", "full_attention"
+
+SHARING = "gramjax_lisa"
+"""`model_type` of a folder whose layers share attention: transformers has no such class and must not take it for the
+family that it was made of, which stands in `base_model_type`. The settings are in `lisa`."""
 
 KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
 """What transformers takes for `num_key_value_heads` when the key is absent (llama: as many as heads)."""
@@ -41,7 +47,9 @@ def read_config(folder: str | Path) -> Config:
 
 def from_hf(values: Mapping[str, Any], where: str) -> Config:
     """The decoder config of the values of a `config.json`; `where` names the file in messages."""
-    family = values.get("model_type")
+    family, sharing = values.get("model_type"), LisaSection()
+    if family == SHARING:
+        family, sharing = values.get("base_model_type"), section(_lisa(values, where), LisaSection, "model.arch.lisa")
     if family not in FAMILIES:
         raise UserError(f"{where}: model_type {family!r} is not supported (there are: {', '.join(FAMILIES)})")
     for name, known in REFUSED.items():
@@ -71,14 +79,22 @@ def from_hf(values: Mapping[str, Any], where: str) -> Config:
         full_layers=full_layers,
         rope_theta=theta,
         rope_scaling=scaling,
-        heads=(_head(values, family, where),),
+        heads=("tokens",) if sharing.layers else (_head(values, family, where),),
         init_scale=_number(values, "initializer_range", where, 0.02),
+        lisa=sharing,
     )
     try:
         check(config)
     except UserError as error:
         raise DataError(f"{where}: {error}") from None
     return config
+
+
+def _lisa(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    given = values.get("lisa")
+    if not isinstance(given, Mapping) or not given.get("layers"):
+        raise DataError(f"{where}: model_type {SHARING} without the layers that share attention (lisa.layers)")
+    return given
 
 
 def _short(value: Any) -> str:
@@ -226,8 +242,7 @@ def to_hf(config: Config, head: str, dtype: str, token_ids: Mapping[str, Any]) -
     if config.sliding_window and (family == "llama" or (family == "mistral" and config.full_layers)):
         raise UserError(f"a {family} folder cannot say which layers have a sliding window; use qwen2 or qwen3")
     values: dict[str, Any] = {
-        "architectures": [tables.CLASSES[family] + tables.ARCHITECTURES[head]],
-        "model_type": family,
+        **_class(config, head),
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -258,6 +273,20 @@ def to_hf(config: Config, head: str, dtype: str, token_ids: Mapping[str, Any]) -
     return values
 
 
+def _class(config: Config, head: str) -> dict[str, Any]:
+    ending = tables.ARCHITECTURES[head]
+    if not config.lisa.layers:
+        return {"architectures": [tables.CLASSES[config.family] + ending], "model_type": config.family}
+    if head != "tokens":
+        raise UserError(f"a folder with shared attention (lisa) is written with the head tokens, not {head}")
+    return {
+        "architectures": ["Lisa" + ending],
+        "model_type": SHARING,
+        "base_model_type": config.family,
+        "lisa": {**dataclasses.asdict(config.lisa), "layers": list(config.lisa.layers)},
+    }
+
+
 def _rope_to_hf(config: Config) -> dict[str, Any]:
     # Version 4 ignores `rope_parameters` and would take 10000 for a base without a word: write both forms.
     scaling = config.rope_scaling
@@ -282,7 +311,7 @@ def _window_to_hf(config: Config) -> dict[str, Any]:
         return {}
     if config.family == "mistral":
         return {"sliding_window": config.sliding_window or None}
-    kinds = [SLIDING if kind == "window" else FULL for kind in config.layer_kinds()]
+    kinds = [SLIDING if kind.startswith("window") else FULL for kind in config.layer_kinds()]
     first = kinds.index(SLIDING) if SLIDING in kinds else config.num_layers
     return {
         "use_sliding_window": bool(config.sliding_window),

@@ -5,6 +5,7 @@ the files from the shapes and makes one array at a time.
 """
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gramjax.checkpoint import folder as folders
-from gramjax.checkpoint import hf_config, json_file, shards, tables
+from gramjax.checkpoint import hf_config, json_file, lisa_torch, shards, tables
 from gramjax.checkpoint.hf_config import check_vocab, read_config
 from gramjax.checkpoint.loaded import Loaded, initialised, is_fresh, placement
 from gramjax.checkpoint.shards import listing
@@ -230,6 +231,9 @@ def save(
     with folders.replacing(Path(folder), overwrite) as new:
         shards.write(new, [planned(row) for row in table.values()], max_shard_bytes)
         json_file.write(new / "config.json", values)
+        if config.lisa.layers:
+            shutil.copyfile(lisa_torch.__file__, new / folders.LISA_CODE)
+            notes.append(f"transformers has no class for shared attention: {folders.LISA_CODE} in the folder runs it")
         if tokenizer_folder:
             notes += folders.carry_tokenizer(Path(tokenizer_folder), new)
         if head == "tokens":

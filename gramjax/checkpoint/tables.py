@@ -38,6 +38,12 @@ ROWS: tuple[tuple[str, str, Layout], ...] = (
     ("layers/*/attn/v_bias", "model.layers.*.self_attn.v_proj.bias", HEADS_BIAS),
     ("layers/*/attn/q_norm", "model.layers.*.self_attn.q_norm.weight", SAME_1D),
     ("layers/*/attn/k_norm", "model.layers.*.self_attn.k_norm.weight", SAME_1D),
+    ("layers/*/attn/q_low", "model.layers.*.self_attn.q_low_proj.weight", HEADS_OUT),
+    ("layers/*/attn/k_low", "model.layers.*.self_attn.k_low_proj.weight", HEADS_OUT),
+    ("layers/*/attn/align_in", "model.layers.*.self_attn.align_in.weight", TRANSPOSED),
+    ("layers/*/attn/align_in_bias", "model.layers.*.self_attn.align_in.bias", SAME_1D),
+    ("layers/*/attn/align_out", "model.layers.*.self_attn.align_out.weight", TRANSPOSED),
+    ("layers/*/attn/align_out_bias", "model.layers.*.self_attn.align_out.bias", SAME_1D),
     ("layers/*/mlp_norm", "model.layers.*.post_attention_layernorm.weight", SAME_1D),
     ("layers/*/mlp/gate", "model.layers.*.mlp.gate_proj.weight", TRANSPOSED),
     ("layers/*/mlp/up", "model.layers.*.mlp.up_proj.weight", TRANSPOSED),
@@ -55,7 +61,10 @@ ROWS: tuple[tuple[str, str, Layout], ...] = (
     ("margin/out", "margin.out.weight", TRANSPOSED),
     ("margin/bias", "margin.out.bias", SAME_1D),
 )
-"""Llama, Qwen2, Qwen3 and Mistral: a family has the rows that its specs declare. (Our path, their name, layout.)"""
+"""Llama, Qwen2, Qwen3 and Mistral: a family has the rows that its specs declare. (Our path, their name, layout.)
+
+The rows from `q_low` to `align_out` are of layers that share attention; no class of transformers has them.
+"""
 
 HEAD_OF: dict[str, str] = {
     "lm_head": "tokens", "score": "score", "value/weight": "value", "value/bias": "value",
