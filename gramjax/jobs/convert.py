@@ -1,4 +1,4 @@
-"""Convert weights: run, Hugging Face folder or llama2.c file to a Hugging Face, run or adapter (PEFT) folder."""
+"""Convert weights: run, Hugging Face folder or llama2.c file to a Hugging Face, run, adapter or shared-attention folder."""
 
 import contextlib
 import dataclasses
@@ -13,22 +13,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gramjax.checkpoint import adapters, hf_config, huggingface, json_file, shards, state, tables
+from gramjax.checkpoint import adapters, hf_config, huggingface, json_file, lisa_torch, shards, sharing, state, tables
 from gramjax.checkpoint import folder as folders
 from gramjax.checkpoint.source import Source, open_source
 from gramjax.core import config as configs
 from gramjax.core import flags, spec, tree
 from gramjax.core.errors import DataError, UserError
 from gramjax.data import tokenizer
-from gramjax.models import decoder, heads, lora, stack
+from gramjax.models import block, decoder, heads, lisa, lora, stack
 
 TOLERANCE = 1e-3
 """Largest difference of logits, relative to the largest logit (at least 1), between two programs on equal weights."""
 
 
 def main(argv: list[str]) -> int:
-    """`gramjax convert SRC DST [--to=hf|gramjax] [--adapter] [--verify] ...`; returns 1 when the verification fails."""
+    """`gramjax convert SRC DST [--to=hf|gramjax|lisa] [--adapter] [--verify] ...`; 1 when the verification fails."""
     arguments = _parser().parse_args(argv)
+    _check_sharing(arguments)
     source = open_source(arguments.src, arguments.step, arguments.merge)
     target = Path(arguments.dst)
     _check_apart(source.path, target)
@@ -46,6 +47,8 @@ def main(argv: list[str]) -> int:
         loaded = source.load(decoder.specs(config), config, dtype=dtype, pad_vocab=arguments.pad_vocab)
         _say(loaded.notes)
         params = loaded.params
+        if arguments.to == "lisa":
+            params, config = share_attention(params, config, where, arguments)
         pad = folders.token_ids(where).get("pad_token_id") if where else None
         rows = _rows(config, pad)
         before = logits(params, config, rows) if arguments.verify else None
@@ -65,7 +68,8 @@ def _parser() -> flags.Parser:
     parser = flags.Parser(prog="gramjax convert", description=__doc__, allow_abbrev=False)
     parser.add_argument("src", help="run folder, Hugging Face folder, or llama2.c .bin file")
     parser.add_argument("dst", help="folder to write")
-    parser.add_argument("--to", choices=("hf", "gramjax"), default="hf", help="what to write; default: hf")
+    parser.add_argument("--to", choices=("hf", "gramjax", "lisa"), default="hf", help="what to write; default: "
+                        "hf. lisa: a run folder whose layers share attention, to be trained (docs/lisa.md)")
     parser.add_argument("--merge", default="", help="PEFT folder that belongs to SRC and becomes part of its matrices")
     parser.add_argument("--adapter", action="store_true", help="write the adapters of a LoRA run, as a PEFT folder")
     parser.add_argument(
@@ -77,13 +81,73 @@ def _parser() -> flags.Parser:
     parser.add_argument("--head", choices=decoder.HEADS, default="", help="which head, if there are several")
     parser.add_argument("--step", type=int, help="checkpoint of a run; default: the newest good one")
     parser.add_argument("--pad_vocab", action="store_true", help="add embedding rows when the tokenizer has more ids")
+    parser.add_argument("--layers", default="", help="of lisa: layers.json, a list like 2,3,7-11, or deepest:COUNT")
+    parser.add_argument("--init", choices=("share", "calibrated", "copy"), help="of lisa: what the new parts start as; "
+                        "default: calibrated with --calibration, else share")
+    parser.add_argument("--calibration", default="", help="of lisa: rows of text to calibrate on")
+    parser.add_argument("--calibration_rows", type=int, default=64, help="of lisa: how many of them; default: 64")
+    parser.add_argument("--method", choices=(*sharing.METHODS, sharing.LOW_RANK), default="lisa",
+                        help="of lisa: the method, or a baseline of it")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
+                        help="of lisa: a setting of config.model.arch.lisa, such as rank=16; may be repeated")
+    parser.add_argument("--seed", type=int, default=0, help="of lisa: what the new parts are drawn from")
     parser.add_argument("--overwrite", action="store_true", help="replace a model folder at DST")
     return parser
 
 
+def _check_sharing(arguments: Any) -> None:
+    """Raise UserError for options that belong to `--to=lisa` without it, and for `--to=lisa` without what it needs."""
+    given = {"layers": arguments.layers, "init": arguments.init, "calibration": arguments.calibration,
+             "set": arguments.settings, "method": arguments.method != "lisa"}  # fmt: skip
+    if arguments.to != "lisa":
+        if named := [name for name, value in given.items() if value]:
+            raise UserError(f"--{named[0]} belongs to --to=lisa")
+        return
+    if not arguments.layers:
+        raise UserError("--to=lisa needs --layers=FILE_OR_LIST: the layers that are to share attention")
+    if arguments.init == "calibrated" and not arguments.calibration:
+        raise UserError("--init=calibrated needs --calibration=FILE, rows of text that the model reads for it")
+    if arguments.calibration and arguments.init not in (None, "calibrated"):
+        raise UserError(f"--calibration belongs to --init=calibrated, not to --init={arguments.init}")
+
+
+def share_attention(params: Any, config: Any, where: str, arguments: Any) -> tuple[Any, Any]:
+    """The model with layers that share attention; says which, and what it costs in cache and logits."""
+    layers = sharing.layers_of(arguments.layers, config.num_layers)
+    init = arguments.init or ("calibrated" if arguments.calibration else "share")
+    if arguments.method == sharing.LOW_RANK:
+        ranks = [setting for setting in arguments.settings if setting.startswith("rank=")]
+        section = sharing.section_of(layers, "lisa", ranks)
+        if len(ranks) < len(arguments.settings) or arguments.init:
+            raise UserError("--method=low_rank cuts the projections of a plain model: it takes --set=rank=N alone")
+        print(f"layers {list(layers)}: query and key projections of rank {section.rank}")
+        return lisa.truncated(params, layers, section.rank), config
+    section = sharing.section_of(layers, arguments.method, arguments.settings)
+    mixing, low_rank = None, None
+    if init == "calibrated":
+        from gramjax.scoring import calibration
+
+        mixing, low_rank = calibration.from_file(
+            params, config, section, arguments.calibration, where, arguments.calibration_rows
+        )
+    new, shared = lisa.convert(params, config, section, jax.random.key(arguments.seed), init, mixing, low_rank)
+    before, after = (sum(k * e for i in range(c.num_layers) for k, e in block.cached(c, c.layer_kinds()[i]).values())
+                     for c in (config, shared))  # fmt: skip
+    fresh = sum(x.size for path, x in tree.flatten(new).items() if tables.is_sharing(path))
+    if init != "copy" and section.rank >= config.head_dim:
+        state.say(f"rank {section.rank} is not below the width of a head ({config.head_dim}): nothing is saved that way")
+    print(f"{len(layers)} of {config.num_layers} layers share attention: {list(layers)}; {sharing.as_text(section)}; "
+          f"init {init}; {fresh:,} new parameters ({100 * fresh / sum(_sizes(params)):.2f} %); "
+          f"cache {100 * after / before:.1f} %")  # fmt: skip
+    rows = _rows(config, None)
+    _, text = compare(logits(new, shared, rows), logits(params, config, rows), config.heads == ("tokens",))
+    print(f"against the original, on random tokens: {text.partition(': ok')[0].partition(': FAILED')[0]}")
+    return new, shared
+
+
 def write_adapter(source: Source, target: Path, arguments: Any) -> int:
     """Write the adapters of a run (and its reward head) as a PEFT folder; with `verify`, load it onto its base."""
-    for flag, given in (("--to=gramjax", arguments.to != "hf"), ("--merge", arguments.merge),
+    for flag, given in ((f"--to={arguments.to}", arguments.to != "hf"), ("--merge", arguments.merge),
                         ("--pad_vocab", arguments.pad_vocab)):  # fmt: skip
         if given:
             raise UserError(f"{flag} does not go with --adapter, which writes a PEFT folder and nothing else")
@@ -228,6 +292,14 @@ def torch_logits(folder: Path, head: str, rows: np.ndarray) -> np.ndarray:
     return out if head == "tokens" else out[..., 0]
 
 
+def reference_logits(folder: Path, rows: np.ndarray) -> np.ndarray:
+    """The same from the torch file that comes with a folder whose layers share attention."""
+    import torch
+
+    with torch.no_grad():
+        return np.asarray(lisa_torch.logits(*lisa_torch.load(folder), torch.from_numpy(rows).long()).numpy())
+
+
 def compare(ours: np.ndarray, theirs: np.ndarray, vocabulary: bool) -> tuple[bool, str]:
     """Whether two results agree within the tolerance, and a line that says how well."""
     gap = float(np.abs(ours - theirs).max())
@@ -254,7 +326,9 @@ def verify(target: Path, config: decoder.Config, rows: np.ndarray, before: np.nd
     del loaded
     vocabulary = config.heads == ("tokens",)
     results = [("verify with gramjax", compare(after, before, vocabulary))]
-    if again.kind == "huggingface":
+    if again.kind == "huggingface" and again.config.lisa.layers and importlib.util.find_spec("torch"):
+        results.append(("verify with lisa_torch.py", compare(after, reference_logits(target, rows), vocabulary)))
+    elif again.kind == "huggingface":
         if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
             theirs = torch_logits(target, config.heads[0], rows)
             results.append(("verify with transformers", compare(after, theirs, vocabulary)))
