@@ -1,4 +1,7 @@
-"""Perplexity of a language model on texts or completions: exp of the mean negative log-likelihood of a scored token."""
+"""Perplexity of a language model on texts or completions: exp of the mean negative log-likelihood of a scored token.
+
+Beside it the next-token accuracy: how often the likeliest token is the one that stands there.
+"""
 
 import dataclasses
 import math
@@ -6,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -18,7 +22,8 @@ from gramjax.models import heads
 ROW_TYPES = ("language_modeling", "prompt_completion")
 
 Scorer = Callable[[Any, Mapping[str, np.ndarray]], jax.Array]
-"""`scorer(weights, batch)`: float32 [B] sums of negative log-likelihoods of the scored tokens."""
+"""`scorer(weights, batch)`: float32 [B, 2], negative log-likelihoods of the scored tokens and how many of them were
+the likeliest, each summed over a row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +50,10 @@ def evaluate(
     mesh: Mesh | None = None,
     scorer: Scorer | None = None,
 ) -> Iterator[tuple[str, Any]]:
-    """Score rows of text; yield `perplexity`, `nll` (nats per token), counts, and the reasons of rows left out.
+    """Score rows of text; yield `perplexity`, `nll` (nats per token), `accuracy`, counts, and the reasons of rows left
+    out.
 
-    `write_row` receives id, subset, nll (sum), num_scored and perplexity per row. Raises DataError when no row can be
+    `write_row` receives id, subset, nll (sum), num_scored, num_right and perplexity per row. Raises DataError when no row can be
     scored, UserError when the model has no token head.
     """
     if "tokens" not in model.config.heads:
@@ -68,7 +74,7 @@ def evaluate(
     scorer = scorer or make_scorer(model, renderer, config, mesh)
     shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = -(-config.batch_size // shards) * shards
-    sums = np.zeros(len(kept))
+    sums = np.zeros((len(kept), 2))
     for indices, batch in buckets.batches([tokens for _, tokens, _ in kept], batch_size, config.buckets):
         batch["labels"], batch["loss_mask"] = (
             np.zeros_like(batch["tokens"]),
@@ -80,13 +86,16 @@ def evaluate(
             batch["loss_mask"][place, : len(tokens) - 1] = mask[1:]
         sums[indices] = np.asarray(scorer(weights, sharding.place(batch, mesh)))[: len(indices)]
     counts = np.array([float(mask[1:].sum()) for _, _, mask in kept])
-    for (row, tokens, _), nll, count in zip(kept, sums, counts):
+    for (row, tokens, _), (nll, right), count in zip(kept, sums, counts):
         if write_row is not None:
             record = {"id": str(row.get("id", "")), "subset": str(row.get("subset") or ""), "num_tokens": len(tokens)}
-            write_row(record | {"nll": float(nll), "num_scored": count, "perplexity": perplexity(nll, count)})
-    yield "perplexity", perplexity(sums.sum(), counts.sum())
-    yield "nll", float(sums.sum() / max(counts.sum(), 1.0))
-    low, high = statistics.bootstrap_ratio(sums, counts, config.bootstrap_samples, config.seed)
+            record |= {"nll": float(nll), "num_scored": count, "num_right": float(right)}
+            write_row(record | {"perplexity": perplexity(nll, count)})
+    total = max(counts.sum(), 1.0)
+    yield "perplexity", perplexity(sums[:, 0].sum(), counts.sum())
+    yield "nll", float(sums[:, 0].sum() / total)
+    yield "accuracy", float(sums[:, 1].sum() / total)
+    low, high = statistics.bootstrap_ratio(sums[:, 0], counts, config.bootstrap_samples, config.seed)
     yield "nll_low", low if math.isfinite(low) else None
     yield "nll_high", high if math.isfinite(high) else None
     yield "num_rows", len(kept)
@@ -96,19 +105,16 @@ def evaluate(
 
 
 def make_scorer(model: Any, renderer: Any, config: Config, mesh: Mesh | None = None) -> Scorer:
-    """The compiled function from weights and a padded batch to summed negative log-likelihoods [B].
+    """The compiled function from weights and a padded batch to what `Scorer` says.
 
     `model.logit_chunk` tokens of the batch have vocabulary logits at a time.
     """
 
     def score(weights: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
         hidden_BTD = model.forward(weights, batch).hidden
-        chunk = max(model.logit_chunk // batch["tokens"].shape[0], 1)
-
-        def one(hidden_TD: jax.Array, labels_T: jax.Array, mask_T: jax.Array) -> jax.Array:
-            return heads.cross_entropy(weights, hidden_TD[None], labels_T[None], mask_T[None], chunk)
-
-        return jax.vmap(one)(hidden_BTD, batch["labels"], batch["loss_mask"])
+        logprobs, hits = heads.predictions(weights, hidden_BTD, batch["labels"], model.logit_chunk)
+        mask = batch["loss_mask"]
+        return jnp.stack([-jnp.sum(mask * logprobs, axis=1), jnp.sum(mask * hits, axis=1)], axis=1)
 
     return jax.jit(score, out_shardings=None if mesh is None else sharding.replicated(mesh))
 

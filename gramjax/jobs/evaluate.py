@@ -22,7 +22,7 @@ SHOWN = ("num_pairs", "accuracy", "accuracy_one_draw", "ties", "num_tied", "num_
          "hhh_mean", "rewardbench2_overall", "rewardbench2_ties",
          "num_problems", "k", "avg@k", "avg@k_sampling_error", "avg@k_question_error", "maj@k", "greedy_accuracy",
          "greedy_flip_rate", "uncertain_share", "clipped_share", "no_answer_share", "n_errors", "num_skipped",
-         "num_lists", "selector", "n", "proxy", "oracle", "oracle_share", "num_sequences")  # fmt: skip
+         "perplexity", "nll", "num_lists", "selector", "n", "proxy", "oracle", "oracle_share", "num_sequences")  # fmt: skip
 """The numbers that a person looks for first."""
 
 PASS = re.compile(r"pass@\d+")

@@ -108,6 +108,29 @@ def token_logprobs(weights: Any, hidden_BTD: jax.Array, labels_BT: jax.Array, ch
     return _token_statistics(hidden_BTD, matrix, labels_BT, tied, chunk, 1.0, "off")[0]
 
 
+def predictions(
+    weights: Any, hidden_BTD: jax.Array, labels_BT: jax.Array, chunk: int = 1024
+) -> tuple[jax.Array, jax.Array]:
+    """log softmax(logits)[label] of every token, and whether the label is the likeliest token: float32 [B, T] each.
+
+    Only `chunk` tokens have logits at a time; not to be differentiated.
+    """
+    matrix, tied = output_matrix(weights)
+    B, T = labels_BT.shape
+    count, size = _chunks(B, T, chunk)
+
+    def step(_: None, part: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
+        hidden, labels = part
+        out = _matmul(hidden, matrix, tied)
+        picked = jnp.take_along_axis(out, labels[:, None], axis=-1, mode="clip")[:, 0]
+        hit = jnp.argmax(out, axis=-1) == labels
+        return None, (picked - jax.nn.logsumexp(out, axis=-1), hit.astype(jnp.float32))
+
+    _, found = jax.lax.scan(step, None, (_split(hidden_BTD, count, size), _split(labels_BT, count, size)))
+    logprobs, hits = (_join(x, B) for x in found)
+    return logprobs, hits
+
+
 def token_statistics(
     weights: Any,
     hidden_BTD: jax.Array,

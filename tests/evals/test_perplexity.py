@@ -57,7 +57,7 @@ def test_perplexity_equals_the_plain_log_softmax(network):
         perplexity.evaluate(model, weights, Renderer(), ROWS, perplexity.Config(buckets=(48,)), written.append)
     )
     logits = jax.jit(lambda w, t: heads.logits(w, model.forward(w, {"tokens": t}).hidden))
-    total, count = 0.0, 0.0
+    total, count, right = 0.0, 0.0, 0.0
     for row, record in zip(ROWS, written):
         example = Renderer().example(row)
         tokens, mask = example.tokens[0], example.loss_mask[0]
@@ -66,8 +66,11 @@ def test_perplexity_equals_the_plain_log_softmax(network):
         logprobs = np.asarray(jax.nn.log_softmax(logits(weights, jnp.asarray(wide))[0]), np.float64)
         nll = -sum(logprobs[t - 1, tokens[t]] for t in range(1, len(tokens)) if mask[t])
         assert record["nll"] == pytest.approx(nll, rel=1e-5) and record["num_scored"] == mask[1:].sum()
-        total, count = total + nll, count + mask[1:].sum()
+        hits = sum(logprobs[t - 1].argmax() == tokens[t] for t in range(1, len(tokens)) if mask[t])
+        assert record["num_right"] == hits
+        total, count, right = total + nll, count + mask[1:].sum(), right + hits
     assert metrics["nll"] == pytest.approx(total / count, rel=1e-5)
+    assert metrics["accuracy"] == pytest.approx(right / count)
     assert metrics["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)
     assert metrics["nll_low"] <= metrics["nll"] <= metrics["nll_high"]
     alone = dict(perplexity.evaluate(model, weights, Renderer(), ROWS, perplexity.Config(batch_size=1)))

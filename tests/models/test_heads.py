@@ -149,3 +149,16 @@ def test_an_entropy_without_gradient_is_a_constant(case):
     want, moves = jax.value_and_grad(entropy)(hidden, True)
     np.testing.assert_array_equal(value, want)
     assert not np.any(slope) and np.any(moves)
+
+
+def test_predictions_say_how_likely_and_whether_likeliest():
+    """Half the labels are the likeliest token; numbers do not depend on the chunk."""
+    keys = jax.random.split(jax.random.key(5), 3)
+    hidden, matrix = jax.random.normal(keys[0], (2, 6, 8)), jax.random.normal(keys[1], (8, 17))
+    plain = jax.nn.log_softmax(hidden @ matrix)
+    best = jnp.argmax(plain, axis=-1)
+    labels = jnp.where(jnp.arange(6) % 2 == 0, best, (best + 3) % 17)
+    for chunk in (1, 4, 100):
+        logprobs, hits = heads.predictions({"lm_head": matrix}, hidden, labels, chunk)
+        np.testing.assert_allclose(logprobs, jnp.take_along_axis(plain, labels[..., None], -1)[..., 0], atol=1e-5)
+        np.testing.assert_array_equal(hits, [[1, 0, 1, 0, 1, 0]] * 2)
