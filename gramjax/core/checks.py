@@ -91,6 +91,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.eval_every": (0, INF),
     "train.save_every": (0, INF),
     "train.keep": (1, INF),
+    "select.count": (0, INF),
+    "select.seed": (0, 2**31 - 1),
+    "probe.max_tokens": (1, 2**31 - 1),
+    "probe.batch_size": (1, INF),
     "lora.rank": (0, 2**20),
     "lora.alpha": (0, INF),
     "mesh.data": (-1, INF),
@@ -119,6 +123,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optim.schedule": ("cosine", "linear", "constant"),
     "sampling.early_stopping": ("False", "True", "never"),
     "train.remat": ("none", "full", "projections"),
+    "select.rule": ("", "lower", "upper", "random"),
+    "probe.positions": ("prompt", "completion", "all"),
     "ensemble.combination": ("mean", "worst", "uncertainty"),
     **{f"{job}.{name}": words for job in ("score", "serve") for name, words in (
         ("method", ("auto", "judge", "score", "implicit")), ("agg", ("prob", "logit")),
@@ -127,7 +133,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 PLUGINS = {"objective": "objectives", "annotator": "annotators", "selection": "selection/rows", "recipe": "recipes"}
-"""Sections whose `name` is a plug-in, and the folder that it stands in."""
+"""Sections whose `name` is a plug-in, and the folder that it stands in (`folder_of`)."""
 
 NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
@@ -163,6 +169,11 @@ def settings_of(record: type, prefix: str) -> dict[str, Setting]:
     return out
 
 
+def folder_of(section: str, job: str) -> str:
+    """The folder of the plug-in that a section names: the selections of `select_layers` choose layers, not rows."""
+    return "selection/layers" if (section, job) == ("selection", "select_layers") else PLUGINS[section]
+
+
 def settings(config: Mapping[str, Any]) -> dict[str, Setting]:
     """Every setting that a config with these plug-ins may hold. Raises UserError for a plug-in that does not exist."""
     out = {name: Setting(type(default), default) for name, default in GENERAL.items()}
@@ -171,10 +182,10 @@ def settings(config: Mapping[str, Any]) -> dict[str, Setting]:
             out.update(settings_of(record, f"{name}."))
     if "arch" in config.get("model", {}):
         out.update(settings_of(plugins.load("models", config["model"]["kind"]).Config, "model.arch."))
-    for section, kind in PLUGINS.items():
+    for section in PLUGINS:
         if section in config:
             name = config[section].get("name", "")
-            plugin = plugins.load(kind, name)
+            plugin = plugins.load(folder_of(section, config.get("job", "")), name)
             out.update(settings_of(plugin.Config, f"{getattr(plugin, 'SECTION', section)}."))
             out[f"{section}.name"] = Setting(str, name)
     for kind in ("evals", "rewards"):

@@ -148,6 +148,40 @@ class TrainSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class SelectSection:
+    """Train only parts of some layers (SLAM, arXiv 2501.03681); everything else is frozen."""
+
+    path: str = ""
+    """`layers.json` of `gramjax select_layers`, or its folder."""
+    layers: tuple[int, ...] = ()
+    """Layers named here, counted from 0."""
+    rule: str = ""
+    """`lower`, `upper` or `random` layers instead, for comparison: as many as `count`, or as `path` or `layers` has."""
+    count: int = 0
+    """Layers that the rule takes; 0: as many as `path` or `layers` has."""
+    seed: int = 0
+    """Of random layers."""
+    targets: tuple[str, ...] = ("mlp/up", "mlp/down")
+    """Parts of each chosen layer that train: `mlp/up`, `mlp/down`, `mlp/gate`, `mlp`, `attn`, `attn/q`, ..."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeSection:
+    """The texts that a layer selection looks at (`gramjax select_layers`), from `config.data.path` or `data.train`."""
+
+    languages: tuple[str, ...] = ()
+    """Codes of the languages that are compared, such as `en`; empty: all that the texts have."""
+    max_tokens: int = 200_000
+    """Most tokens of each language that count."""
+    positions: str = "prompt"
+    """Which tokens count: those of the `prompt` (the text itself, without markup), of the `completion`, or `all`."""
+    parallel: bool = True
+    """Use only texts that every language has (joined by row number), so that the topic does not differ."""
+    batch_size: int = 8
+    """Texts per pass over all devices."""
+
+
+@dataclasses.dataclass(frozen=True)
 class LoraSection:
     """Low-rank adapters (LoRA): thin matrices beside frozen ones. They train, with the score and value heads and what
     `config.train.trainable` names."""
@@ -265,6 +299,8 @@ SECTIONS: dict[str, type] = {
     "data": DataSection,
     "optim": OptimSection,
     "train": TrainSection,
+    "select": SelectSection,
+    "probe": ProbeSection,
     "lora": LoraSection,
     "reference": ReferenceSection,
     "mesh": MeshSection,
@@ -277,7 +313,7 @@ SECTIONS: dict[str, type] = {
     "score": ScoreSection,
     "serve": ServeSection,
 }
-TRAINING = ("model", "tokenizer", "data", "optim", "train", "lora", "mesh", "log")
+TRAINING = ("model", "tokenizer", "data", "optim", "train", "select", "lora", "mesh", "log")
 """The sections of a training config."""
 
 ROLLING = ("sampling", "generation", "reward")

@@ -239,6 +239,15 @@ def name_rewards(config: ConfigDict, flags: Iterable[str]) -> None:
             config.rewards[name] = configs.as_config(plugins.load("rewards", name).Config())
 
 
+def name_selection(config: ConfigDict, given: dict[str, str | None]) -> dict[str, Any]:
+    """Another plug-in with its own settings, where `--config.selection=NAME` asks for one; what was set so."""
+    name = given.pop("config.selection", None)
+    if name is None or "selection" not in config:
+        return {}
+    configs.with_plugin(config, "selection", checks.folder_of("selection", config.get("job", "")), name)
+    return {"selection.name": name}
+
+
 def override(config: ConfigDict, path: str, text: str | None, kinds: Mapping[str, checks.Setting], verb: str) -> Any:
     """Set one setting from the text of its flag and return the value; the config stays unlocked."""
     offer_to_phase(config, path)
@@ -319,9 +328,9 @@ def parse(argv: list[str], verb: str = "train", workdir_needed: bool = True) -> 
     if verb == "train" and config.get("job", verb) != verb:
         raise UserError(f"config {name!r} is for gramjax {config.job}, not for train")
     name_rewards(config, given)
+    overrides = name_selection(config, given)
     known = checks.settings(config)
     before = checks.flatten(config)
-    overrides: dict[str, Any] = {}
     for flag, text in given.items():
         if flag.startswith("config."):
             path = full_path(config, flag.removeprefix("config."))

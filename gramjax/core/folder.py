@@ -18,7 +18,7 @@ CONTENTS = ("config.json", "overrides.json", "env.json", "metrics.jsonl", "tb", 
             "checkpoints-refused", "samples", "eval",
             "plots", "tokenizer", "data.json", "report.html", "DONE", "wandb",
             "rows.jsonl", "refused.jsonl", "summary.json", "steps", "rounds.json", "objective.json",
-            "pass_rates.jsonl",
+            "pass_rates.jsonl", "layers.json", "scores.csv",
             "vectors.safetensors", "vectors.ids.json", "vectors.part")
 """What a run leaves in its folder; `overwrite` removes exactly these."""
 

@@ -16,7 +16,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "objectives": ("Config", "encode", "loss"),
     "rewards": ("Config", "score"),
     "annotators": ("Config", "annotate"),
-    "selection/layers": ("layer_scores",),
+    "selection/layers": ("Config", "layer_scores", "PLOT"),
     "selection/rows": ("Config", "select"),
     "evals": ("Config", "evaluate"),
     "recipes": ("Config", "steps", "summarise"),
@@ -30,6 +30,11 @@ from the training rows) and `row_types(config)`; an eval `SAMPLES`. An annotator
 `scoring.representations.Encoder`; a NumPy `vector` in its rows is kept beside them (`data.vectors`);
 `summarise(rows, vectors)` adds to its summary. A row selection names in `FEATURES` the settings that hold a folder of
 vectors: `features` then maps each that is set to its `data.vectors.Vectors`.
+
+A layer selection `layer_scores(model, weights, batches, config)` returns a `core.layer_selection.LayerScores`. Its
+`batches` are a `data.probe.Probe`, which can be gone through several times. `PLOT` names the file of `gramjax/plots`
+whose `draw(found, tables, folder)` makes its pictures out of `layers.json` and `LayerScores.tables`. `LANGUAGES = True`
+says that it compares languages.
 """
 
 PARTS_OF_MODELS = ("attention", "block", "heads", "stack", "model", "rotary", "lora", "lisa", "sides")

@@ -48,6 +48,7 @@ def pages() -> str:
         ("rewards", "config.rewards.{}", "rewards.{}."),
         ("annotators", "config.annotator of `{}`", "annotator."),
         ("selection/rows", "config.selection of `{}`", "selection."),
+        ("selection/layers", "config.selection of `{}`", "selection."),
         ("recipes", "config.recipe of `{}`", "recipe."),
     ):
         for name in plugins.names(kind):

@@ -277,6 +277,22 @@ class Renderer:
         plain = self._plain([*turns_of(prompt, "prompt"), ({"role": "assistant", "content": ""}, [])])
         return self._rendered(plain)[0]
 
+    def parts(self, prompt: Text, answer: Text | None = None) -> tuple[list[int], list[str]]:
+        """A prompt, and an answer if there is one, as ids, and what each is of: `prompt`, `completion`, or markup ("").
+
+        Without a chat template they stand there as plain text, conversations with role tags.
+        """
+        if not self.tokenizer.chat_template:
+            segments = [*flat(prompt, "prompt"), *(flat(answer, "first") if answer is not None else [])]
+        elif answer is not None:
+            turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            segments = self._completion(turns, answer)
+        else:
+            segments = self._templated(turns_of(prompt, "prompt"), prompt=True)
+        pieces = self._fit(self._ids(segments))
+        names = {"prompt": "prompt", "first": "completion"}
+        return flatten(pieces)[0], [names.get(segment.part, "") for segment, ids in pieces for _ in ids]
+
     def _question(self, prompt: Text) -> list[Segment]:
         return [Segment(f"{QUESTION}\n"), *flat(prompt, "prompt")]
 

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from gramjax.checkpoint import huggingface, tables
 from gramjax.checkpoint import source as weight_source
 from gramjax.core import config as configs
-from gramjax.core import plugins, sharding, spec, tree
+from gramjax.core import layer_selection, plugins, sharding, spec, tree
 from gramjax.core.errors import UserError
 from gramjax.data import pipeline, readers, rows, tokenizer
 from gramjax.data.text import Renderer
@@ -157,17 +157,27 @@ def with_adapters(arch: Any, asked: configs.LoraSection) -> Any:
     return dataclasses.replace(arch, lora=asked)
 
 
-def trained(paths: Sequence[str], trainable: Sequence[str], source: Any) -> dict[str, str]:
+def trained(
+    paths: Sequence[str], trainable: Sequence[str], source: Any, selected: Sequence[str] = ()
+) -> dict[str, str]:
     """Every path labelled `train` or `freeze`.
 
-    Without adapters `config.train.trainable` decides. With them, they and the heads that are not pretrained (all but
-    the vocabulary, and that too where the source of the weights has none) train, and what `trainable` names besides;
-    its default, everything, names nothing then.
+    Without adapters `config.train.trainable` decides, or the patterns that `config.select` stands for (`selected`).
+    With adapters or a selection, they and the heads that are not pretrained (all but the vocabulary, and that too where
+    the source of the weights has none) train; with adapters what `trainable` names besides, of which its default,
+    everything, names nothing then. Raises UserError for several of them at once.
     """
-    if not any(lora.is_rank_leaf(path) for path in paths):
-        return tree.labels(paths, trainable)
     everything = tuple(trainable) == configs.TrainSection.trainable
-    labels = dict.fromkeys(paths, tree.FREEZE) if everything else tree.labels(paths, trainable)
+    adapters = any(lora.is_rank_leaf(path) for path in paths)
+    if selected and (adapters or not everything):
+        other = "the model has adapters (merge them: gramjax convert)" if adapters else "so is config.train.trainable"
+        raise UserError(f"config.select is given, but {other}: which parameters train?")
+    if not adapters and not selected:
+        return tree.labels(paths, trainable)
+    if selected:
+        labels = tree.labels(paths, selected, "config.select.targets")
+    else:
+        labels = dict.fromkeys(paths, tree.FREEZE) if everything else tree.labels(paths, trainable)
     pretrained = () if source is not None and "tokens" not in source.config.heads else ("tokens",)
     for path in paths:
         head = tables.HEAD_OF.get(path)
@@ -211,7 +221,9 @@ def build_run(config: Any) -> Run:
     counts["notes"] |= {name: [n, ""] for name, n in renderer.counts.items()}
 
     specs = model.specs()
-    labels = trained(list(tree.flatten(specs, is_leaf=spec.is_spec)), train.trainable, network.source)
+    select = configs.section(config.get("select", {}), configs.SelectSection, "select")
+    selected = layer_selection.patterns(select, model.config)
+    labels = trained(list(tree.flatten(specs, is_leaf=spec.is_spec)), train.trainable, network.source, selected)
     optim = configs.section(config.optim, configs.OptimSection, "optim")
     tx = optimizer.build(optim, labels, source.steps)
     abstract = abstract_state(model, labels, tx, mesh)

@@ -1,0 +1,217 @@
+"""Texts by language: files that say in their name, in a column or on the command line which language they hold.
+
+A source is a file or a folder of files. Its language is what stands before a colon (`de:my_file.jsonl`), else a column
+`language` or `lang`, else the file name: `de.jsonl.gz`, `german.jsonl`, `mgsm_de.tsv`, `deu.dev.txt.gz`. A file that
+names two, `deu-eng.tsv.gz`, holds a sentence and its translation on each line. A `.txt` file has a text on each line.
+"""
+
+import dataclasses
+import gzip
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gramjax.core.config import DataSection
+from gramjax.core.errors import DataError, UserError
+from gramjax.data import readers, records
+from gramjax.data.rows import LANGUAGE_MODELING, PROMPT_COMPLETION, PROMPT_ONLY, Tally, Text
+
+NAMES = {
+    "en": ("English", "eng"), "ar": ("Arabic", "ara"), "bg": ("Bulgarian", "bul"), "bn": ("Bengali", "ben"),
+    "cs": ("Czech", "ces"), "de": ("German", "deu"), "el": ("Greek", "ell"), "es": ("Spanish", "spa"),
+    "fa": ("Persian", "pes"), "fi": ("Finnish", "fin"), "fr": ("French", "fra"), "he": ("Hebrew", "heb"),
+    "hi": ("Hindi", "hin"), "id": ("Indonesian", "ind"), "it": ("Italian", "ita"), "ja": ("Japanese", "jpn"),
+    "km": ("Khmer", "khm"), "ko": ("Korean", "kor"), "ne": ("Nepali", "nep"), "nl": ("Dutch", "nld"),
+    "pl": ("Polish", "pol"), "ps": ("Pashto", "pus"), "pt": ("Portuguese", "por"), "ro": ("Romanian", "ron"),
+    "ru": ("Russian", "rus"), "si": ("Sinhala", "sin"), "sv": ("Swedish", "swe"), "sw": ("Swahili", "swh"),
+    "te": ("Telugu", "tel"), "th": ("Thai", "tha"), "tr": ("Turkish", "tur"), "uk": ("Ukrainian", "ukr"),
+    "vi": ("Vietnamese", "vie"), "zh": ("Chinese", "cmn"),
+}  # fmt: skip
+"""Two-letter code: name in English, three-letter code (ISO 639-3)."""
+
+_CODES = {
+    **{word: code for code, (name, long) in NAMES.items() for word in (code, name.lower(), long)},
+    "swa": "sw", "zho": "zh", "chi": "zh", "ger": "de", "fre": "fr", "fas": "fa", "per": "fa", "npi": "ne", "pbt": "ps",
+}  # fmt: skip
+
+TYPES = {
+    "prompt": (PROMPT_ONLY, LANGUAGE_MODELING),
+    "completion": (PROMPT_COMPLETION,),
+    "all": (PROMPT_COMPLETION, PROMPT_ONLY, LANGUAGE_MODELING),
+}
+"""Row types that are read, best first, by the positions that count."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageText:
+    """One text in one language."""
+
+    language: str
+    """Two-letter code, or what the source said; empty: unknown."""
+    key: str
+    """The same for texts that say the same in other languages."""
+    prompt: Text
+    completion: Text | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """What was read."""
+
+    texts: list[LanguageText]
+    files: list[dict[str, Any]]
+    """Name, size and sha256 of every file."""
+    dropped: Tally
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """English first, the others in the order of their codes."""
+        return tuple(sorted({text.language for text in self.texts}, key=lambda code: (code != "en", code)))
+
+    def by_key(self, language: str) -> dict[str, LanguageText]:
+        """The texts of a language; of two with one key, the first."""
+        out: dict[str, LanguageText] = {}
+        for text in self.texts:
+            if text.language == language:
+                out.setdefault(text.key, text)
+        return out
+
+
+def code(word: str) -> str:
+    """The two-letter code of a language given by code or English name; empty: not known."""
+    return _CODES.get(word.strip().lower(), "")
+
+
+def name(language: str) -> str:
+    """The English name of a language, or its code where none is known."""
+    return NAMES[language][0] if language in NAMES else language
+
+
+def of_file(path: Path) -> tuple[str, ...]:
+    """The languages that a file name speaks of: none, one, or two."""
+    stem = path.name.split(".")[0]
+    both = tuple(code(part) for part in stem.split("-"))
+    if len(both) == 2 and all(both) and both[0] != both[1]:
+        return both
+    found = code(stem) or code(re.split(r"[_-]", stem)[-1])
+    return (found,) if found else ()
+
+
+def read(sources: Sequence[str], section: DataSection, positions: str = "prompt") -> Texts:
+    """The texts of several sources. Raises UserError and DataError like `readers.read`."""
+    out = Texts([], [], Tally())
+    for source in sources:
+        given, path = _split(source)
+        if not path.startswith("recipe:") and Path(path).is_dir() and not given and _one_each(Path(path)):
+            for file in records.files_of(path):
+                if of_file(file):
+                    _read_file(out, str(file), "", section, positions)
+                elif _readable(file):
+                    out.dropped.add("file whose name tells no language", file.name)
+        else:
+            _read_file(out, path, given, section, positions)
+    if not out.texts:
+        raise DataError(f"{', '.join(sources)}: no texts")
+    return out
+
+
+def _split(source: str) -> tuple[str, str]:
+    """`de:FILE` as (language, file)."""
+    before, colon, rest = source.partition(":")
+    if not colon or before == "recipe" or "/" in before or "\\" in before or Path(source).exists():
+        return "", source
+    return code(before) or before, rest
+
+
+def _readable(path: Path) -> bool:
+    return path.name.removesuffix(".gz").endswith((".jsonl", ".json", ".tsv", ".txt", ".parquet"))
+
+
+def _one_each(folder: Path) -> bool:
+    """Whether a folder holds files that each name their language."""
+    return any(of_file(path) for path in records.files_of(str(folder)) if _readable(path))
+
+
+def _read_file(out: Texts, path: str, given: str, section: DataSection, positions: str) -> None:
+    known = () if path.startswith("recipe:") else of_file(Path(path))
+    plain = path.removesuffix(".gz")
+    if plain.endswith(".txt") or (plain.endswith(".tsv") and len(known) == 2 and not given):
+        languages = (given,) if given else known or ("",)
+        columns = len(languages)
+        _read_lines(out, Path(path), languages if plain.endswith(".tsv") else languages[:1], section, columns)
+        return
+    found = readers.read(path, section, TYPES[positions])
+    out.dropped.merge(found.dropped)
+    out.files.extend(found.files)
+    for number, row in enumerate(found.rows):
+        said = row.get("language", row.get("lang"))
+        language = given or (code(str(said)) or str(said) if said else "") or (known[0] if known else "")
+        prompt = row.get("prompt") if row.get("prompt") is not None else row.get("messages") or row.get("text")
+        key = next((str(row[column]) for column in ("src_row", "key") if row.get(column) is not None), str(number))
+        if prompt:
+            out.texts.append(LanguageText(language, key, prompt, row.get("completion")))
+
+
+def _read_lines(out: Texts, path: Path, languages: Sequence[str], section: DataSection, columns: int) -> None:
+    """A text, or one in each of two languages with a tab between them, on every line."""
+    (file,) = records.files_of(str(path))
+    out.files.append(records.fingerprint(file))
+    opened = gzip.open if file.name.endswith(".gz") else open
+    wanted = len(languages)
+    try:
+        with opened(file, "rt", encoding="utf-8", newline="\n") as lines:  # other line separators stay inside a text
+            for number, line in enumerate(lines):
+                if section.limit and number >= section.limit:
+                    break
+                parts = [part.strip() for part in (line.split("\t") if wanted > 1 else [line])]
+                if len(parts) != wanted or not all(parts):
+                    reason = f"not {wanted} columns" if any(parts) else "empty line"
+                    out.dropped.add(reason, f"{file.name} line {number + 1}")
+                    continue
+                stem = "" if wanted == 1 else f"{file.name}/"
+                for language, part in zip(languages, parts, strict=True):
+                    out.texts.append(LanguageText(language, f"{stem}{number}", part))
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{file.name}: cannot be read as lines of text ({error})") from None
+
+
+def parallel(found: Texts, languages: Sequence[str]) -> tuple[Texts, int]:
+    """The texts whose key every language has, by key in the order of the first language; how many were left out.
+
+    Raises UserError when there are none.
+    """
+    tables = [found.by_key(language) for language in languages]
+    shared = [key for key in tables[0] if all(key in table for table in tables)]
+    if not shared:
+        raise UserError(
+            f"the languages {', '.join(languages)} share no rows (joined by 'src_row', 'key' or the number of the "
+            "row): give parallel texts, or --config.probe.parallel=False"
+        )
+    kept = [table[key] for key in shared for table in tables]
+    of_them = sum(text.language in languages for text in found.texts)
+    return dataclasses.replace(found, texts=kept), of_them - len(kept)
+
+
+def chosen(found: Texts, languages: Sequence[str], where: str) -> tuple[str, ...]:
+    """The codes of the languages that were asked for (all, when none were). Raises UserError for one that is absent."""
+    there = found.languages
+    wanted = tuple(dict.fromkeys(code(word) or word for word in languages)) or there
+    if missing := [word for word in wanted if word not in there]:
+        shown = ", ".join(word or "(unknown)" for word in there)
+        raise UserError(f"{where}: no texts in {missing[0]!r}; the data has {shown}")
+    return wanted
+
+
+def counts(found: Texts) -> Mapping[str, int]:
+    """Texts by language."""
+    return {language: sum(text.language == language for text in found.texts) for language in found.languages}
+
+
+def pairs_of(found: Texts, pivot: str, languages: Sequence[str]) -> Iterator[tuple[LanguageText, LanguageText]]:
+    """(text in one of the languages, the same in the pivot), language by language."""
+    target = found.by_key(pivot)
+    for language in languages:
+        for key, text in found.by_key(language).items():
+            if language != pivot and key in target:
+                yield text, target[key]
