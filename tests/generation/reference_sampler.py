@@ -20,18 +20,21 @@ from gramjax.core.config import GenerationSection  # noqa: E402
 from gramjax.generation import request as requests_of  # noqa: E402
 from gramjax.generation.request import Completion, Request, Sampling  # noqa: E402
 from gramjax.generation.sample import generate  # noqa: E402
-from gramjax.models import heads, model  # noqa: E402
+from gramjax.models import heads, lisa, model  # noqa: E402
 
 LENGTH, VOCAB = 64, 40
 """Of the tiny models: most positions, tokens."""
 SETTINGS = GenerationSection(slots=4, steps_per_call=8, prefill_length=16)
+SHARING = dataclasses.replace(FAMILIES["qwen3"], num_layers=3, lisa=lisa.LisaSection((1, 2), rank=4))
+CONFIGS = {**FAMILIES, "lisa": SHARING}
+"""The last one's layers share attention, and so its cache has parts of several shapes."""
 
 
 @functools.cache
 def tiny(family: str = "qwen2") -> tuple[model.Model, dict, dict]:
     """A tiny model, its parameters at rest (logits of a few units), and its weights packed for decoding."""
-    network = model.build("decoder", FAMILIES[family], None, "float32")
-    params = jax.tree.map(lambda x: 0.6 * x, random_params(FAMILIES[family]))
+    network = model.build("decoder", CONFIGS[family], None, "float32")
+    params = jax.tree.map(lambda x: 0.6 * x, random_params(CONFIGS[family]))
     return network, params, network.pack_for_decoding(params)
 
 

@@ -40,11 +40,11 @@ def assert_same(found, want):
 # -- against fresh forward passes --------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["qwen2", "qwen3"])
+@pytest.fixture(scope="module", params=["qwen2", "qwen3", "lisa"])
 def drawn(request, base):
-    """(completion, fresh logits at its places); of the second family the short prompts only."""
+    """(completion, fresh logits at its places); of the others the short prompts only."""
     short = [r for r in mixed_requests() if len(r.tokens) <= SETTINGS.prefill_length + 1]
-    found = [c for c in (base if request.param == "qwen2" else answers(short, "qwen3")).values() if c.token_ids]
+    found = [c for c in (base if request.param == "qwen2" else answers(short, request.param)).values() if c.token_ids]
     return list(zip(found, reference.fresh_logits(found, request.param)))
 
 

@@ -1,6 +1,11 @@
 """Layers that share attention: what must be equal to what, cached or not, padded or not, scanned or not."""
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -269,7 +274,9 @@ def test_conversion_drops_what_is_not_used_and_keeps_the_rest():
         lisa.convert(new, config, lisa.LisaSection((3,)), jax.random.key(0))
 
 
-@pytest.mark.parametrize("settings", [{}, {"align": "linear"}, {"align_act": "gelu", "align_hidden": 11}, {"align": "off"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"align": "linear"}, {"align_act": "gelu", "align_hidden": 11}, {"align": "off"}]
+)
 def test_copied_layers_are_the_same_model(settings):
     params = params_of(GROUPED)
     section = lisa.LisaSection((1, 2, 5), rank=8, **settings)
@@ -300,3 +307,17 @@ def test_truncation_at_full_rank_changes_nothing_and_below_it_loses_the_least():
     for head in range(4):
         lost = np.sum((np.asarray(cut)[:, head] - old[:, head]) ** 2)
         np.testing.assert_allclose(lost, np.sum(np.linalg.svd(old[:, head])[1][5:] ** 2), rtol=1e-4)
+
+
+def test_four_devices_give_the_gradients_of_one():
+    """Spread over fsdp, and over fsdp and tensor (where the alignment mixes heads of different devices)."""
+    worker = Path(__file__).parent / "lisa_worker.py"
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    out = subprocess.run([sys.executable, str(worker)], env=env, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr[-2000:]
+    assert "nvoluntary" not in out.stderr
+    found = [json.loads(line) for line in out.stdout.splitlines()]
+    assert [line["mesh"] for line in found] == [[1, 4, 1], [1, 2, 2]]
+    for line in found:
+        np.testing.assert_allclose(*line["loss"], rtol=1e-5)
+        assert line["gap"] < 1e-4 and line["axes"] == 4
