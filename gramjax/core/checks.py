@@ -123,7 +123,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optim.schedule": ("cosine", "linear", "constant"),
     "sampling.early_stopping": ("False", "True", "never"),
     "train.remat": ("none", "full", "projections"),
-    "select.rule": ("", "lower", "upper", "random"),
+    "select.rule": ("", "measured", "lower", "upper", "random"),
     "probe.positions": ("prompt", "completion", "all"),
     "ensemble.combination": ("mean", "worst", "uncertainty"),
     **{f"{job}.{name}": words for job in ("score", "serve") for name, words in (

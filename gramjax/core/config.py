@@ -49,7 +49,7 @@ class TokenizerSection:
     pad: str = ""
     """Text of the token used for padding; empty: the tokenizer's own, or a reserved one."""
     chat_template: str = ""
-    """`chatml`, a `.jinja` file, `none` (plain text), or empty for the tokenizer's own."""
+    """`chatml`, `alpaca`, `human_assistant`, a `.jinja` file, `none` (plain text), or empty for the tokenizer's own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,9 +156,10 @@ class SelectSection:
     layers: tuple[int, ...] = ()
     """Layers named here, counted from 0."""
     rule: str = ""
-    """`lower`, `upper` or `random` layers instead, for comparison: as many as `count`, or as `path` or `layers` has."""
+    """`measured`: those of path or layers, one of which must be given; `lower`, `upper` or `random`: others in their
+    place, for comparison. Empty: those of path or layers if one is given, else everything trains."""
     count: int = 0
-    """Layers that the rule takes; 0: as many as `path` or `layers` has."""
+    """Layers that are taken in their place; 0: as many as path or layers has."""
     seed: int = 0
     """Of random layers."""
     targets: tuple[str, ...] = ("mlp/up", "mlp/down")

@@ -19,6 +19,8 @@ from gramjax.core.errors import UserError
 
 FILE = "layers.json"
 
+MEASURED = "measured"
+
 ARCHITECTURE = ("family", "num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim")
 """Sizes in which the model that layers were chosen for and the one that is trained must agree."""
 
@@ -87,7 +89,7 @@ def check_same_model(found: Mapping[str, Any], config: Any, where: str = "config
 def chosen(section: SelectSection, config: Any) -> tuple[int, ...]:
     """The layers that `config.select` names, rising; empty when it names none. Raises UserError.
 
-    A rule takes as many layers as `count` says, or as the file or list has that it is given beside.
+    Any rule but `measured` takes as many layers as `count` says, or as the file or list has that it stands beside.
     """
     if section.path and section.layers:
         raise UserError("config.select.path and config.select.layers are both given; which one?")
@@ -96,12 +98,19 @@ def chosen(section: SelectSection, config: Any) -> tuple[int, ...]:
         found = read(section.path)
         check_same_model(found, config)
         layers = found["layers"]
-        if not layers and not section.rule:
+        if not layers and section.rule in ("", MEASURED):
             raise UserError(f"config.select.path={section.path} chose no layer: nothing would train")
     total = config.num_layers
     if outside := [layer for layer in layers if not 0 <= layer < total]:
         raise UserError(f"config.select: layer {outside[0]} does not exist; the model has layers 0 to {total - 1}")
-    if section.rule:
+    if section.rule == MEASURED and not layers:
+        raise UserError(
+            "config.select: which layers? Give --config.select.path=DIR/layers.json (gramjax select_layers) or "
+            "--config.select.layers; --config.select.rule= trains everything"
+        )
+    if section.count and section.rule in ("", MEASURED):
+        raise UserError(f"config.select.count={section.count} is for config.select.rule lower, upper or random")
+    if section.rule not in ("", MEASURED):
         layers = by_rule(section.rule, section.count or len(layers), total, section.seed)
     return tuple(sorted(set(layers)))
 
@@ -123,7 +132,7 @@ def patterns(section: SelectSection, config: Any) -> tuple[str, ...]:
     layers = chosen(section, config)
     if not layers:
         plain = SelectSection()
-        changed = [name for name in ("targets", "count", "seed") if getattr(section, name) != getattr(plain, name)]
+        changed = [name for name in ("targets", "seed") if getattr(section, name) != getattr(plain, name)]
         if changed:
             raise UserError(f"config.select.{changed[0]} is given, but no layers: set path, layers or rule beside it")
         return ()

@@ -33,6 +33,34 @@ CHATML = (
 )
 """The template called `chatml`."""
 
+ALPACA = (
+    "{{- bos_token or '' }}"
+    "{%- if messages and messages[0]['role'] == 'system' %}{{- messages[0]['content'] }}"
+    "{%- else %}{{- 'Below is an instruction that describes a task. Write a response that appropriately completes "
+    "the request.' }}{%- endif %}"
+    "{%- for message in messages %}"
+    "{%- if message['role'] == 'user' %}"
+    "{{- '\n\n### Instruction:\n' + message['content'] + '\n\n### Response:' }}"
+    "{%- elif message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + (eos_token or '') }}{% endgeneration %}"
+    "{%- endif %}"
+    "{%- endfor %}"
+)
+"""The template called `alpaca`: Stanford Alpaca's frame for an instruction without input (MetaMath, QAlign)."""
+
+HUMAN_ASSISTANT = (
+    "{{- bos_token or '' }}"
+    "{%- for message in messages %}"
+    "{%- if message['role'] == 'user' %}{{- 'Human: ' + message['content'] + '\nAssistant: ' }}"
+    "{%- elif message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + (eos_token or '') }}{% endgeneration %}{{- '\n' }}"
+    "{%- else %}{{- message['content'] + '\n' }}{%- endif %}"
+    "{%- endfor %}"
+)
+"""The template called `human_assistant`: LLaMA-Factory's `default`, which SLAM's scripts train with."""
+
+NAMED = {"chatml": CHATML, "alpaca": ALPACA, "human_assistant": HUMAN_ASSISTANT}
+
 
 @dataclasses.dataclass
 class _Budget:
@@ -183,12 +211,13 @@ def render(source: str, variables: Mapping[str, Any]) -> tuple[str, list[tuple[i
 
 
 def find(name: str) -> str:
-    """The source for a setting: `chatml`, or the path of a `.jinja` file. Raises UserError."""
-    if name == "chatml":
-        return CHATML
+    """The source for a setting: one of `NAMED`, or the path of a `.jinja` file. Raises UserError."""
+    if name in NAMED:
+        return NAMED[name]
     path = Path(name)
     if not path.is_file():
-        raise UserError(f"chat template {name!r}: neither 'chatml', 'none' nor a file that exists")
+        known = ", ".join(repr(word) for word in NAMED)
+        raise UserError(f"chat template {name!r}: neither {known}, 'none' nor a file that exists")
     try:
         source = path.read_text("utf-8")
     except UnicodeDecodeError:

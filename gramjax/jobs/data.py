@@ -3,7 +3,8 @@
 `gramjax data check FILE` says what type the rows have, how many are usable, why the others are not, how long they
 are, and (with a tokenizer) shows three rows exactly as a model would see them. `gramjax data convert SRC DST` writes
 the usable rows as JSON lines. `gramjax data contamination --train FILE --eval FILE` looks for the questions of an
-evaluation among training rows and can write the training rows without them.
+evaluation among training rows and can write the training rows without them. `gramjax data pairs SRC ... DST` makes
+translation pairs (SLAM) out of files with the same texts in several languages.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from typing import Any
 
 from gramjax.core.config import DataSection
 from gramjax.core.errors import DataError, UserError
-from gramjax.data import contamination, judge_prompts, readers, rows, text, tokenizer
+from gramjax.data import contamination, judge_prompts, readers, rows, text, tokenizer, translation_pairs
 
 SHOWN = 3
 """Rows that are printed as a model sees them."""
@@ -24,9 +25,10 @@ BAR = 40
 
 
 def main(argv: list[str]) -> int:
-    """`gramjax data check|convert|contamination ...`; returns 3 when no row is usable."""
+    """`gramjax data check|convert|contamination|pairs ...`; returns 3 when no row is usable."""
     arguments = _parser().parse_args(argv)
-    return {"check": check, "convert": convert, "contamination": contaminated}[arguments.action](arguments)
+    actions = {"check": check, "convert": convert, "contamination": contaminated, "pairs": pairs}
+    return actions[arguments.action](arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,6 +57,21 @@ def _parser() -> argparse.ArgumentParser:
     leak.add_argument("--output", default="", metavar="FILTERED", help=".jsonl file for the clean training rows")
     leak.add_argument("--overwrite", action="store_true", help="replace FILTERED")
     leak.add_argument("--json", action="store_true", help="print one JSON object")
+    pair = actions.add_parser("pairs", help="translation pairs out of the same texts in several languages",
+                              allow_abbrev=False)  # fmt: skip
+    plain = translation_pairs.Settings()
+    pair.add_argument("sources", nargs="+", metavar="SRC", help="a folder with a file per language, or files: "
+                      "de.jsonl, deu-eng.tsv, deu.txt, de:ANY_NAME")  # fmt: skip
+    pair.add_argument("target", metavar="DST", help="a .jsonl file")
+    pair.add_argument("--languages", default="", help="codes with commas between; default: all that there are")
+    pair.add_argument("--pivot", default=plain.pivot, help="one side of every pair; default: %(default)s")
+    pair.add_argument("--task", choices=translation_pairs.TASKS, default=plain.task, help="default: %(default)s")
+    pair.add_argument("--direction", choices=translation_pairs.DIRECTIONS, default=plain.direction,
+                      help="default: %(default)s")  # fmt: skip
+    pair.add_argument("--template", default=plain.template, help="the order, with {source}, {target} and {text} in it")
+    pair.add_argument("--same_numerals", action="store_true", help="leave out pairs whose numerals differ")
+    pair.add_argument("--limit", type=int, default=0, help="use the first rows of each file only")
+    pair.add_argument("--overwrite", action="store_true", help="replace DST")
     for action in (look, write):
         action.add_argument("--type", default="", choices=("", *rows.NEEDS), help="the row type to read the file as")
         action.add_argument("--rename", action="append", default=[], metavar="OLD:NEW", help="rename a column")
@@ -245,6 +262,26 @@ def convert(arguments: argparse.Namespace) -> int:
     _write(target, found.rows)
     print(f"{len(found.rows):,} {found.type} rows -> {target}")
     for reason, (count, first) in found.dropped.items():
+        print(f"left out {count:,} {reason}; first: {first}", file=sys.stderr)
+    return 0
+
+
+def pairs(arguments: argparse.Namespace) -> int:
+    """Write translation pairs as rows with `prompt` and `completion`; what is left out is printed with its count."""
+    target = _new_file(arguments.target, arguments.overwrite)
+    settings = translation_pairs.Settings(
+        pivot=arguments.pivot,
+        languages=tuple(word.strip() for word in arguments.languages.split(",") if word.strip()),
+        task=arguments.task,
+        direction=arguments.direction,
+        template=arguments.template,
+        same_numerals=arguments.same_numerals,
+    )
+    made = translation_pairs.read(arguments.sources, settings, DataSection(limit=arguments.limit, on_bad_row="skip"))
+    _write(target, made.rows)
+    print(f"{len(made.rows):,} translation pairs -> {target}")
+    print("  " + "   ".join(f"{direction} {count:,}" for direction, count in made.counts().items()))
+    for reason, (count, first) in made.dropped.items():
         print(f"left out {count:,} {reason}; first: {first}", file=sys.stderr)
     return 0
 
