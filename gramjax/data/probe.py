@@ -89,7 +89,7 @@ class Probe:
 def build(found: Texts, section: ProbeSection, renderer: Renderer, mesh: Mesh | None = None) -> Probe:
     """Texts as batches: of every language as many as have `max_tokens` tokens that count.
 
-    Parallel texts are the same in every language: they end where the first language has enough. Raises UserError for
+    Parallel texts are the same in every language: they end as soon as one language has enough. Raises UserError for
     languages that are not there or share no texts, DataError when nothing counts.
     """
     wanted = languages.chosen(found, section.languages, "config.probe.languages")
