@@ -7,7 +7,6 @@ names two, `deu-eng.tsv.gz`, holds a sentence and its translation on each line. 
 
 import dataclasses
 import gzip
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,25 +14,8 @@ from typing import Any
 from gramjax.core.config import DataSection
 from gramjax.core.errors import DataError, UserError
 from gramjax.data import readers, records
+from gramjax.data.language_names import code, of_file
 from gramjax.data.rows import LANGUAGE_MODELING, PROMPT_COMPLETION, PROMPT_ONLY, Tally, Text
-
-NAMES = {
-    "en": ("English", "eng"), "ar": ("Arabic", "ara"), "bg": ("Bulgarian", "bul"), "bn": ("Bengali", "ben"),
-    "cs": ("Czech", "ces"), "de": ("German", "deu"), "el": ("Greek", "ell"), "es": ("Spanish", "spa"),
-    "fa": ("Persian", "pes"), "fi": ("Finnish", "fin"), "fr": ("French", "fra"), "he": ("Hebrew", "heb"),
-    "hi": ("Hindi", "hin"), "id": ("Indonesian", "ind"), "it": ("Italian", "ita"), "ja": ("Japanese", "jpn"),
-    "km": ("Khmer", "khm"), "ko": ("Korean", "kor"), "ne": ("Nepali", "nep"), "nl": ("Dutch", "nld"),
-    "pl": ("Polish", "pol"), "ps": ("Pashto", "pus"), "pt": ("Portuguese", "por"), "ro": ("Romanian", "ron"),
-    "ru": ("Russian", "rus"), "si": ("Sinhala", "sin"), "sv": ("Swedish", "swe"), "sw": ("Swahili", "swh"),
-    "te": ("Telugu", "tel"), "th": ("Thai", "tha"), "tr": ("Turkish", "tur"), "uk": ("Ukrainian", "ukr"),
-    "vi": ("Vietnamese", "vie"), "zh": ("Chinese", "cmn"),
-}  # fmt: skip
-"""Two-letter code: name in English, three-letter code (ISO 639-3)."""
-
-_CODES = {
-    **{word: code for code, (name, long) in NAMES.items() for word in (code, name.lower(), long)},
-    "swa": "sw", "zho": "zh", "chi": "zh", "ger": "de", "fre": "fr", "fas": "fa", "per": "fa", "npi": "ne", "pbt": "ps",
-}  # fmt: skip
 
 TYPES = {
     "prompt": (PROMPT_ONLY, LANGUAGE_MODELING),
@@ -78,26 +60,6 @@ class Texts:
         return out
 
 
-def code(word: str) -> str:
-    """The two-letter code of a language given by code or English name; empty: not known."""
-    return _CODES.get(word.strip().lower(), "")
-
-
-def name(language: str) -> str:
-    """The English name of a language, or its code where none is known."""
-    return NAMES[language][0] if language in NAMES else language
-
-
-def of_file(path: Path) -> tuple[str, ...]:
-    """The languages that a file name speaks of: none, one, or two."""
-    stem = path.name.split(".")[0]
-    both = tuple(code(part) for part in stem.split("-"))
-    if len(both) == 2 and all(both) and both[0] != both[1]:
-        return both
-    found = code(stem) or code(re.split(r"[_-]", stem)[-1])
-    return (found,) if found else ()
-
-
 def read(sources: Sequence[str], section: DataSection, positions: str = "prompt") -> Texts:
     """The texts of several sources. Raises UserError and DataError like `readers.read`."""
     out = Texts([], [], Tally())
@@ -105,7 +67,7 @@ def read(sources: Sequence[str], section: DataSection, positions: str = "prompt"
         given, path = _split(source)
         if not path.startswith("recipe:") and Path(path).is_dir() and not given and _one_each(Path(path)):
             for file in records.files_of(path):
-                if of_file(file):
+                if of_file(file.name):
                     _read_file(out, str(file), "", section, positions)
                 elif _readable(file):
                     out.dropped.add("file whose name tells no language", file.name)
@@ -130,11 +92,11 @@ def _readable(path: Path) -> bool:
 
 def _one_each(folder: Path) -> bool:
     """Whether a folder holds files that each name their language."""
-    return any(of_file(path) for path in records.files_of(str(folder)) if _readable(path))
+    return any(of_file(path.name) for path in records.files_of(str(folder)) if _readable(path))
 
 
 def _read_file(out: Texts, path: str, given: str, section: DataSection, positions: str) -> None:
-    known = () if path.startswith("recipe:") else of_file(Path(path))
+    known = () if path.startswith("recipe:") else of_file(Path(path).name)
     plain = path.removesuffix(".gz")
     if plain.endswith(".txt") or (plain.endswith(".tsv") and len(known) == 2 and not given):
         languages = (given,) if given else known or ("",)

@@ -9,7 +9,7 @@ from typing import Any
 from gramjax.core import plugins
 from gramjax.core.config import DataSection
 from gramjax.core.errors import DataError, UserError
-from gramjax.data import formats, records
+from gramjax.data import formats, language_names, records
 from gramjax.data import rows as row_types
 from gramjax.data.rows import Drop, Tally
 
@@ -121,7 +121,7 @@ def scan(source: str, section: DataSection | None = None, want: str | Sequence[s
     if unknown := [kind for kind in wanted if kind not in row_types.NEEDS]:
         raise UserError(f"no row type {unknown[0]!r} (there are: {', '.join(row_types.NEEDS)})")
     items, files = _items(source)
-    state = _Reading(_stem(source), wanted, renames(section), section)
+    state = _Reading(_stem(source), wanted, renames(section), section, Path(source).is_dir())
     for where, record in items:
         if section.limit and len(state.out.rows) >= section.limit:
             break
@@ -158,8 +158,10 @@ def nothing_usable(source: str, found: Rows) -> str:
 class _Reading:
     """The state of reading one source: what was seen so far."""
 
-    def __init__(self, stem: str, wanted: tuple[str, ...], names: dict[str, str], section: DataSection) -> None:
-        self.stem, self.wanted, self.names, self.section = stem, wanted, names, section
+    def __init__(
+        self, stem: str, wanted: tuple[str, ...], names: dict[str, str], section: DataSection, folder: bool
+    ) -> None:
+        self.stem, self.wanted, self.names, self.section, self.folder = stem, wanted, names, section, folder
         self.out = Rows([], "", Tally(), Tally(), [])
         self.ids: dict[str, str] = {}
         self.seen: set[str] = set()
@@ -186,6 +188,8 @@ class _Reading:
             return
         self.out.format = name if self.out.records == 1 else self.out.format
         file, _, number = where.rpartition(" row ")
+        if self.folder and len(spoken := language_names.of_file(file.rpartition("/")[2])) == 1:
+            made = [{"language": spoken[0], **row} for row in made]
         self.file = self.file or file
         number = number if file == self.file else f"{file}-{number}"  # rows of the other files of a folder
         keep = self.section.pairs_per_record

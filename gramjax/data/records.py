@@ -281,13 +281,21 @@ def _folder(path: Path, files: list[Path]) -> Iterator[Item]:
     elif tables := [p for p in files if p.name.endswith(".parquet")]:
         for table in tables:
             yield from _parquet(table)
-    elif files and all(p.name.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")) for p in files):
-        for file in files:
+    elif rows := rows_of(files):
+        for file in rows:
             inside = file.relative_to(path).as_posix().removesuffix(file.name)
-            yield from ((f"{inside}{where}", record) for where, record in _json(file))
+            one = _questions(file) if file.name.endswith((".tsv", ".tsv.gz")) else _json(file)
+            yield from ((f"{inside}{where}", record) for where, record in one)
     else:
         raise UserError(f"{path} is no data folder: no state.json (saved `datasets` folder), features.json (TFDS) or "
-                        "parquet file in it, and not JSON files alone")  # fmt: skip
+                        "parquet file in it, and not JSON or .tsv files alone")  # fmt: skip
+
+
+def rows_of(files: list[Path]) -> list[Path]:
+    """JSON and .tsv files, beside which only pages of text (.md) stand; empty where there is something else."""
+    rows = [file for file in files if not file.name.endswith(".md")]
+    known = (".jsonl", ".json", ".tsv")
+    return rows if all(file.name.removesuffix(".gz").endswith(known) for file in rows) else []
 
 
 def _saved_dataset(path: Path) -> Iterator[Item]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from gramjax.core.config import DataSection
 from gramjax.core.errors import DataError, UserError
-from gramjax.data import languages
+from gramjax.data import language_names, languages
 from gramjax.data.formats import assistant, user
 from gramjax.data.languages import LanguageText, Texts
 from gramjax.data.math_answers import western
@@ -87,7 +87,7 @@ def read(sources: Sequence[str], settings: Settings, section: DataSection = Data
 
 
 def _pairs(found: Texts, task: str, settings: Settings, dropped: Tally) -> Iterator[dict[str, Any]]:
-    pivot = languages.code(settings.pivot) or settings.pivot
+    pivot = language_names.code(settings.pivot) or settings.pivot
     wanted = languages.chosen(found, (*settings.languages, pivot) if settings.languages else (), "languages")
     if pivot not in wanted:
         raise UserError(f"no texts in the pivot {pivot!r}; the data has {', '.join(wanted)}")
@@ -110,7 +110,8 @@ def _pairs(found: Texts, task: str, settings: Settings, dropped: Tally) -> Itera
 
 def _row(source: LanguageText, target: LanguageText, texts: Sequence[str], task: str, template: str) -> dict[str, Any]:
     asked = template
-    values = {"source": languages.name(source.language), "target": languages.name(target.language), "text": texts[0]}
+    names = [language_names.name(side.language) for side in (source, target)]
+    values = dict(zip(FIELDS, (*names, texts[0]), strict=True))
     for name in FIELDS:  # the text last: braces in it are text
         asked = asked.replace(f"{{{name}}}", values[name])
     return {

@@ -153,9 +153,13 @@ def evaluate(
     tables = {name: value for name, value in found.items() if isinstance(value, dict | list)}
     yield from ((name, value) for name, value in found.items() if name not in tables)
     yield from replies(records, config)
+    languages = parts(records, "language")
+    yield from over_languages(languages)
     yield "num_skipped", skipped.total
     yield from tables.items()
-    yield from parts(records)
+    for name, table in (("by_subset", parts(records, "subset")), ("by_language", languages)):
+        if table:
+            yield name, table
     yield "skipped", {reason: {"count": count, "first": first} for reason, (count, first) in skipped.items()}
     yield "settings", dataclasses.asdict(config)
     yield "engine", engine(sampler, used)
@@ -206,13 +210,15 @@ def record(problem: Problem, drawn: Sequence[Answer], greedy: Answer | None, con
                          "length": len(greedy.completion.token_ids), "finish_reason": greedy.completion.finish_reason,
                          **({"completion": greedy.completion.text} if config.keep_completions else {})}  # fmt: skip
     if problem.kind == "number" and (value := _value(gold)) is not None:
-        read = [math_answers.compatible_number(answer.completion.text) for answer in drawn]
-        own["verdicts_compatible"] = [abs(number - value) < 1e-3 for number in read]
+        own["verdicts_compatible"] = [_compatible(answer, value) for answer in drawn]
+        if greedy is not None:
+            own["greedy"]["verdict_compatible"] = _compatible(greedy, value)
     if config.distractor and (value := _value(gold)) is not None:
         own["misled"] = [_value(a.text) == math_prompts.misled(value, config.distractor) for a in drawn]
     return {
         "id": str(row["id"]),
         "subset": str(row.get("subset") or ""),
+        **({"language": str(row["language"])} if row.get("language") else {}),
         "gold": gold if len(problem.golds) == 1 else list(problem.golds),
         "kind": problem.kind,
         "prompt_tokens": len(problem.requests[0].tokens),
@@ -225,6 +231,11 @@ def record(problem: Problem, drawn: Sequence[Answer], greedy: Answer | None, con
         **own,
         "completions": [answer.completion.text for answer in drawn],
     }
+
+
+def _compatible(answer: Answer, value: float) -> bool:
+    """Whether MathOctopus' evaluation counts a reply as right."""
+    return abs(math_answers.compatible_number(answer.completion.text) - value) < 1e-3
 
 
 def _value(text: str | None) -> float | None:
@@ -261,26 +272,51 @@ def replies(records: Sequence[Mapping[str, Any]], config: Config) -> Iterator[tu
         shares = [sum(r[column]) / len(r[column]) for r in records if column in r]
         if shares:
             yield name, mean(shares)
+    once = [float(r["greedy"]["verdict_compatible"]) for r in records if "verdict_compatible" in r.get("greedy", {})]
+    if once:
+        yield "greedy_compatible", mean(once)
     counts = collections.Counter(reason for *_, reason, _ in flat)
     yield "reasons", {reason: count / len(flat) for reason, count in counts.most_common()}
 
 
-def parts(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """avg@k with its errors for every subset, where there are several."""
-    names = sorted({r["subset"] for r in records})
+def parts(records: Sequence[Mapping[str, Any]], column: str) -> dict[str, dict[str, Any]]:
+    """avg@k with its errors, and the share of right greedy answers, for every subset or language; empty where there
+    are not several."""
+    names = sorted({r.get(column, "") for r in records})
     if len(names) < 2:
-        return
+        return {}
     out = {}
     for name in names:
-        own = [r["verdicts"] for r in records if r["subset"] == name]
-        found = repeated.average(own)
+        own = [r for r in records if r.get(column, "") == name]
+        found = repeated.average([r["verdicts"] for r in own])
         out[name or "(none)"] = {
             "num_problems": len(own),
             "avg@k": found.mean,
             "sampling_error": repeated.known(found.sampling_error),
             "standard_error": repeated.known(found.total_error),
         }
-    yield "by_subset", out
+        if all("greedy" in r for r in own):
+            out[name or "(none)"]["greedy_accuracy"] = sum(r["greedy"]["verdict"] for r in own) / len(own)
+        for key, values in compatible(own).items():
+            out[name or "(none)"][key] = values
+    return out
+
+
+def compatible(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The same shares as MathOctopus' evaluation counts them, where all answers are numbers."""
+    out = {}
+    if all("verdicts_compatible" in r for r in records):
+        out["avg@k_compatible"] = summary.fmean(summary.fmean(r["verdicts_compatible"]) for r in records)
+    if all("verdict_compatible" in r.get("greedy", {}) for r in records):
+        out["greedy_compatible"] = summary.fmean(r["greedy"]["verdict_compatible"] for r in records)
+    return out
+
+
+def over_languages(languages: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
+    """Means over languages, each counting the same however many problems it has."""
+    for key in ("avg@k", "greedy_accuracy", "avg@k_compatible", "greedy_compatible"):
+        if languages and all(key in found for found in languages.values()):
+            yield f"mean_of_languages_{key}", summary.fmean(found[key] for found in languages.values())
 
 
 def engine(sampler: Sampler, used: Statistics) -> dict[str, Any]:

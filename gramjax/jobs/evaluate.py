@@ -21,7 +21,10 @@ SHOWN = ("num_pairs", "accuracy", "accuracy_one_draw", "ties", "num_tied", "num_
          "judgebench_official", "judgebench_averaged", "rewardbench_official", "rewardbench_reasoning_unweighted",
          "hhh_mean", "rewardbench2_overall", "rewardbench2_ties",
          "num_problems", "k", "avg@k", "avg@k_sampling_error", "avg@k_question_error", "maj@k", "greedy_accuracy",
-         "greedy_flip_rate", "uncertain_share", "clipped_share", "no_answer_share", "n_errors", "num_skipped",
+         "greedy_flip_rate", "avg@k_compatible", "greedy_compatible", "mean_of_languages_avg@k",
+         "mean_of_languages_greedy_accuracy", "mean_of_languages_avg@k_compatible",
+         "mean_of_languages_greedy_compatible",
+         "uncertain_share", "clipped_share", "no_answer_share", "n_errors", "num_skipped",
          "perplexity", "nll", "num_lists", "selector", "n", "proxy", "oracle", "oracle_share", "num_sequences")  # fmt: skip
 """The numbers that a person looks for first."""
 

@@ -214,9 +214,29 @@ def test_right_answers_may_come_with_their_solution():
     assert not answers.grade("72", "#### 72", "exact").correct
 
 
+READ_TWICE = """
+so -1,234.5 left|1234.5|-1234.5
+none|0|
+|0|
+3 and 4.|4|4
+The answer is 18.|18|18
+#### 1,450|1450|1450
+12 apples, 3 pears|3|3
+3/4|4|3/4
+$2.50|2.5|2.5
+১৮|18|18
+คำตอบคือ ๒๕|25|25
+-১২ বা -১,২৩৪|1234|-1234
+"""
+"""Text, the number as MathOctopus' evaluation finds it, and as the strict reading does (empty: none); S-9."""
+
+
 def test_numbers_as_mathoctopus_counts_them():
-    read = answers.compatible_number
-    assert [read("so -1,234.5 left"), read("none"), read("3 and 4.")] == [1234.5, 0.0, 4.0]
+    for line in READ_TWICE.strip("\n").splitlines():
+        text, compatible, strict = line.split("|")
+        assert answers.compatible_number(text) == float(compatible), text
+        found = answers.extract(text, "number")[0]
+        assert (found or "") == strict or answers.equal(found or "?", strict, "number"), (text, found)
 
 
 DEGENERATE = [

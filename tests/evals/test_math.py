@@ -200,6 +200,20 @@ def test_subsets():
     assert "by_subset" not in run(problems(["12"]), said)[0]
 
 
+def test_languages():
+    """Every language counts the same in the means, and answers are read in two ways."""
+    rows = [{**row, "language": name, "answer_kind": "number"}
+            for row, name in zip(problems(["12", "7", "-3"]), ("de", "de", "th"))]  # fmt: skip
+    replies = {"p0": ["12"] * 4, "p1": ["7", "7", "8", "none"], "p2": ["it is -3"] * 4}
+    found, _ = run(rows, lambda row, sample: replies[row["id"]][max(sample, 0)], kind="auto")
+    german, thai = found["by_language"]["de"], found["by_language"]["th"]
+    assert (german["num_problems"], german["avg@k"], german["greedy_accuracy"]) == (2, 0.75, 1.0)
+    assert (thai["avg@k"], thai["avg@k_compatible"], thai["greedy_compatible"]) == (1.0, 0.0, 0.0)  # no sign is read
+    assert found["mean_of_languages_avg@k"] == 0.875 and found["avg@k"] == pytest.approx(2.5 / 3)
+    assert found["mean_of_languages_greedy_compatible"] == 0.5 and found["greedy_compatible"] == pytest.approx(2 / 3)
+    assert "by_language" not in run(problems(["12"], language="de"), said)[0]
+
+
 def test_the_error_of_drawing_is_what_repeated_evaluations_show():
     """E-7 through the whole eval: a sampler that solves problem i with a known probability, thirty evaluations."""
     p, generator = np.linspace(0.05, 0.95, 30), np.random.default_rng(0)

@@ -16,7 +16,7 @@ from gramjax.core import layer_rules, sharding
 from gramjax.core import layer_scores as scoring
 from gramjax.core.errors import UserError
 from gramjax.core.layer_selection import LayerScores
-from gramjax.data import languages
+from gramjax.data import language_names
 from gramjax.models.stack import Observer, Seen
 
 PLOT = "layers"
@@ -76,7 +76,7 @@ class Config:
 def layer_scores(model: Any, weights: Any, batches: Any, config: Config) -> LayerScores:
     """Scores of every layer of a model by the texts of a `data.probe.Probe`, and the layers that a rule chooses."""
     names = batches.languages
-    pivot = languages.code(config.pivot) or config.pivot
+    pivot = language_names.code(config.pivot) or config.pivot
     if pivot not in names:
         raise UserError(f"config.selection.pivot={config.pivot!r} is none of the languages {', '.join(names)}")
     counts, totals = activations(model, weights, batches)
