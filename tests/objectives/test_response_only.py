@@ -42,7 +42,7 @@ def mean(weights, batch):
 
 def test_the_loss_is_the_mean_over_response_tokens_and_no_other_position_has_a_gradient(weights, batch):
     hidden = MODEL.forward(weights, batch).hidden
-    logprobs = jax.nn.log_softmax(hidden @ weights["lm_head"])
+    logprobs = jax.nn.log_softmax(hidden @ weights["embed"].T)
     scored = [-float(logprobs[b, t, batch["labels"][b, t]]) for b, t in np.argwhere(batch["loss_mask"] > 0)]
     assert len(scored) == sum(len(two.encode()) + 1 for _, two in PAIRS)  # and the end of each
     assert float(mean(weights, batch)) == pytest.approx(float(np.mean(scored)), abs=1e-6)
