@@ -169,7 +169,7 @@ def counts(known: dict[int, float], layers: int) -> list[float]:
 
 
 LLAMA2_7B = counts({0: 1127, 1: 160, 2: 7, 3: 0, 10: 43, 21: 50, 22: 250, 26: 314, 27: 240, 29: 210, 31: 240}, 32)
-LLAMA2_13B = counts({0: 1176, 1: 1018, 2: 9, 3: 7, 4: 7, 5: 18, 28: 180, 29: 300, 31: 300, 32: 200, 38: 290, 39: 382}, 40)
+LLAMA2_13B = counts({0: 1176, 1: 1018, 2: 9, 3: 7, 5: 18, 28: 180, 29: 300, 31: 300, 32: 200, 38: 290, 39: 382}, 40)
 """Language-specific neurons per layer as far as they are known of LAPE's lists (S-7); lines in between are made up."""
 
 
