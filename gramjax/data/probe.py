@@ -112,12 +112,8 @@ def build(found: Texts, section: ProbeSection, renderer: Renderer, mesh: Mesh | 
             if parallel:
                 break
             continue
-        try:
-            made = [tokens_of(text, renderer, section.positions) for text in group]
-        except Drop as drop:
-            dropped.add(drop.args[0], f"{group[0].language or 'row'} {group[0].key}")
-            continue
-        for index, (tokens, counted) in zip(own, made, strict=True):
+        made = _encoded(group, renderer, section.positions, dropped)
+        for index, (tokens, counted) in zip(own, made):
             sequences.append(Probed(tokens, counted, index, numbers[index]))
             totals[index] += int(counted.sum())
             numbers[index] += 1
@@ -126,6 +122,20 @@ def build(found: Texts, section: ProbeSection, renderer: Renderer, mesh: Mesh | 
         reasons = "; ".join(f"{count} {reason} (first: {first})" for reason, (count, first) in dropped.items())
         raise DataError(f"no token of {empty} counts (config.probe.positions={section.positions}): {reasons}")
     return Probe(wanted, sequences, section.batch_size, mesh, dropped, tuple(found.files))
+
+
+def _encoded(
+    group: Sequence[LanguageText], renderer: Renderer, positions: str, dropped: Tally
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The texts of a group as tokens; none where one of them cannot be used, which is counted."""
+    made = []
+    for text in group:
+        try:
+            made.append(tokens_of(text, renderer, positions))
+        except Drop as drop:
+            dropped.add(drop.args[0], f"{text.language or 'row'} {text.key}")
+            return []
+    return made
 
 
 def tokens_of(text: LanguageText, renderer: Renderer, positions: str) -> tuple[np.ndarray, np.ndarray]:

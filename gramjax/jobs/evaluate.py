@@ -152,6 +152,8 @@ def show(name: str, results: dict[str, Any], workdir: Path) -> None:
                 interval = f"  (95% interval {results[f'{key}_low']:.3f} to {results[f'{key}_high']:.3f})"
             shown = f"{value:.4g}" if isinstance(value, float) else value
             print(f"{key:<20} {shown}{interval}")
+    for language, facts in (results.get("by_language") or {}).items():
+        print("  ".join([f"{'  ' + language:<20}", *(f"{key} {facts[key]:.4g}" for key in SHOWN if key in facts)]))
     for benchmark in (*leaderboards.NEEDS, "rewardbench2"):
         if missing := (results.get(benchmark) or {}).get("missing"):
             print(f"no overall score of {benchmark}: no rows of {', '.join(missing)}")
