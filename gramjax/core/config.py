@@ -164,6 +164,8 @@ class SelectSection:
     """Of random layers."""
     targets: tuple[str, ...] = ("mlp/up", "mlp/down")
     """Parts of each chosen layer that train: `mlp/up`, `mlp/down`, `mlp/gate`, `mlp`, `attn`, `attn/q`, ..."""
+    also: tuple[str, ...] = ()
+    """Patterns of other parameters that train with them, such as `embed`."""
 
 
 @dataclasses.dataclass(frozen=True)

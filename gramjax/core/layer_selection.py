@@ -125,18 +125,19 @@ def by_rule(rule: str, count: int, total: int, seed: int = 0) -> list[int]:
 
 
 def patterns(section: SelectSection, config: Any) -> tuple[str, ...]:
-    """Patterns of the parameters that train, one per target; empty when `config.select` chooses nothing.
+    """Patterns of the parameters that train, one per target, and `also`; empty when `config.select` chooses nothing.
 
     Raises UserError for settings that contradict each other, and for layers that do not exist.
     """
     layers = chosen(section, config)
     if not layers:
         plain = SelectSection()
-        changed = [name for name in ("targets", "seed") if getattr(section, name) != getattr(plain, name)]
+        changed = [name for name in ("targets", "also", "seed") if getattr(section, name) != getattr(plain, name)]
         if changed:
             raise UserError(f"config.select.{changed[0]} is given, but no layers: set path, layers or rule beside it")
         return ()
     if not section.targets:
         raise UserError("config.select.targets is empty: nothing would train")
     numbers = "|".join(f"{layer:03d}" for layer in layers)
-    return tuple(rf"layers/(?:{numbers})/{re.escape(target.strip('/'))}(?:/.*)?" for target in section.targets)
+    parts = [rf"layers/(?:{numbers})/{re.escape(target.strip('/'))}(?:/.*)?" for target in section.targets]
+    return (*parts, *section.also)

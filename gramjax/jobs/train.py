@@ -64,13 +64,19 @@ def phases(config: Any, workdir: Path, dry_run: bool = False) -> Iterator[tuple[
 
 def describe(name: str, run: setup.Run) -> None:
     """What a dry run prints: sizes, data and mesh; nothing is computed or written."""
-    model = run.network.model
-    print(f"{name + ': ' if name else ''}{spec.count(model.specs()):,} parameters, mesh {dict(run.network.mesh.shape)}")
+    print(f"{name + ': ' if name else ''}{sizes(run)}, mesh {dict(run.network.mesh.shape)}")
     print(f"rows {run.data_counts['rows']:,}, examples {run.data_counts['examples']:,}, steps {run.total_steps:,}")
     for reason, (count, first) in run.data_counts["dropped"].items():
         print(f"  dropped {count:,}: {reason} (first: {first})")
     for note, (count, first) in run.data_counts["notes"].items():
         print(f"  {note}: {count:,}{f' (first: {first})' if first else ''}")
+
+
+def sizes(run: setup.Run) -> str:
+    """How many parameters there are, and how many of them train."""
+    flat = tree.flatten(run.network.model.specs(), is_leaf=spec.is_spec)
+    trained = sum(leaf.size for path, leaf in flat.items() if run.labels[path] == tree.TRAIN)
+    return f"{sum(leaf.size for leaf in flat.values()):,} parameters ({trained:,} trained)"
 
 
 def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> None:
@@ -165,14 +171,7 @@ def facts(run: setup.Run, compared: reference.Reference | None) -> dict[str, Any
 
 def announce(writer: Writer, name: str, run: setup.Run, start_step: int) -> None:
     """The lines that open a run: sizes, trained share, mesh, data, and what was dropped."""
-    model = run.network.model
-    trained = sum(
-        s.size for path, s in tree.flatten(model.specs(), is_leaf=spec.is_spec).items() if run.labels[path] == "train"
-    )
-    total = spec.count(model.specs())
-    writer.say(
-        f"{name + ': ' if name else ''}{total:,} parameters ({trained:,} trained), mesh {dict(run.network.mesh.shape)}"
-    )
+    writer.say(f"{name + ': ' if name else ''}{sizes(run)}, mesh {dict(run.network.mesh.shape)}")
     writer.say(
         f"{run.data_counts['examples']:,} examples of {run.data_counts['rows']:,} rows, {run.total_steps:,} steps"
     )

@@ -21,6 +21,8 @@ def draw(found: Mapping[str, Any], tables: Mapping[str, Any], folder: Path) -> I
     score, names = found["score"], found["languages"]
     others = [name for name in names if name != found["pivot"]]
     values = found["by_language"][score]
+    if not any(any(line) for line in values):  # a score without parts by language
+        values = found["by_language"]["msd_prob"]
     shown = [values[names.index(name)] for name in others]
     rows = [
         {"layer": layer, "language": name, score: line[layer], "chosen": int(layer in found["layers"])}

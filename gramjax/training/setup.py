@@ -175,7 +175,7 @@ def trained(
     if not adapters and not selected:
         return tree.labels(paths, trainable)
     if selected:
-        labels = tree.labels(paths, selected, "config.select.targets")
+        labels = tree.labels(paths, selected, "config.select (targets, also)")
     else:
         labels = dict.fromkeys(paths, tree.FREEZE) if everything else tree.labels(paths, trainable)
     pretrained = () if source is not None and "tokens" not in source.config.heads else ("tokens",)

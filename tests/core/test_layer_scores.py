@@ -80,6 +80,7 @@ ONE = layer_scores.activity(np.array([[[10, 10, 0, 0]], [[10, 0, 10, 0]], [[10, 
 """One layer, four neurons, always or never active: the first language, one with another set, one with all."""
 
 
+@pytest.mark.smoke
 def test_scores_by_hand():
     found = layer_scores.scores(ONE, debias=False, share=0.5)
     # differences of probabilities: two of four neurons in either language
@@ -131,6 +132,7 @@ def test_a_prefix_that_does_not_stand_out_is_chosen_with_a_warning():
     assert "nothing is left" in choose([2.0, 1.0], Rule("prefix_topk", k=2)).warnings[0]
 
 
+@pytest.mark.smoke
 def test_rules_by_hand():
     scores = [1.0, 3.0, 3.0, 0.0, 0.0, 9.0, 0.0, 8.0]
     assert choose(scores, Rule("topk", k=3)).layers == (1, 5, 7)  # of equal scores the lower layer

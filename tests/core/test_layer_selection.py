@@ -37,6 +37,7 @@ def test_layers_and_targets():
     attention = train(layers=(7,), targets=("attn",))
     assert attention == [path for path in PATHS if path.startswith("layers/007/attn/")] and len(attention) == 7
     assert train(layers=(3,), targets=("attn/q", "mlp/gate")) == ["layers/003/attn/q", "layers/003/mlp/gate"]
+    assert train(layers=(3,), targets=("mlp/up",), also=("embed",)) == ["embed", "layers/003/mlp/up"]
     assert train() == PATHS  # nothing is chosen: everything trains
 
 
@@ -60,9 +61,10 @@ def test_scores_that_are_no_numbers_are_null():
     "settings,message",
     [
         ({"layers": (8,)}, "config.select: layer 8 does not exist; the model has layers 0 to 7"),
-        ({"layers": (0,), "targets": ("mlp/upp",)}, "config.select.targets: .*mlp/upp.* matches no parameter"),
+        ({"layers": (0,), "targets": ("mlp/upp",)}, "config.select .targets, also.: .*mlp/upp.* matches no parameter"),
         ({"layers": (0,), "targets": ()}, "config.select.targets is empty"),
         ({"targets": ("attn",)}, "config.select.targets is given, but no layers"),
+        ({"layers": (0,), "also": ("embedding",)}, "'embedding' matches no parameter"),
         ({"rule": "measured"}, "config.select: which layers"),
         ({"rule": "upper"}, "config.select.count=0: 1 to 8 layers can be chosen by config.select.rule=upper"),
         ({"rule": "random", "count": 9}, "config.select.count=9: 1 to 8 layers"),

@@ -75,6 +75,7 @@ def test_lines_of_two_languages(tmp_path):
         languages.parallel(languages.read([str(tmp_path)], DataSection()), ("en", "de", "fr"))
 
 
+@pytest.mark.smoke
 def test_pairs(folder):
     made = translation_pairs.read([str(folder)], Settings())
     assert made.counts() == {"de -> en": 3, "th -> en": 3}
