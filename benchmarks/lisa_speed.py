@@ -2,8 +2,8 @@
 
     python benchmarks/lisa_speed.py [--shape small|llama2-7b|llama3-8b] [--json benchmarks/results/lisa_speed.json]
 
-Random weights, one engine: `pack_for_decoding` and `forward` with a cache, as the sampler runs them. For every batch and
-context: seconds of some decoding steps from a filled cache, and of reading a prompt of that length in pieces of 512.
+Random weights, one engine: `pack_for_decoding` and `forward` with a cache, as the sampler runs them. For every batch
+and context: seconds of some decoding steps from a filled cache, and of reading a prompt of that length, in pieces.
 A round runs every side once; a ratio is the median over rounds of plain / shared, with its 10th and 90th percentile.
 Beside it stand the bytes that a step must read (weights and cache, with the weights in the dtype that runs) and their
 ratio, the bound of the gain where memory decides, and multiply-adds of the layers per token.

@@ -1,0 +1,201 @@
+"""What sharing attention costs in quality: LiSA and its baselines on a model of real text, at several shares of layers.
+
+    python benchmarks/text_model.py --out DIR
+    python benchmarks/lisa_study.py --out DIR --model text [--seeds 3] [--json benchmarks/results/lisa_text.json]
+    python benchmarks/lisa_study.py --out DIR --model stories [--seeds 3] [--json benchmarks/results/lisa_stories.json]
+
+`text` is the twelve-layer model of `text_model.py` in DIR/model with its rows; `stories` is stories260K with its own
+samples under GRAMJAX_DATA (500 to train on, 100 held out). For every share of the layers (the deepest ones) a plain
+verb each: `gramjax convert --to=lisa`, `gramjax train --config=sft` of the new leaves alone, `gramjax evaluate
+--config=evaluate_lm`. Numbers: held-out perplexity, next-token accuracy, share of trained parameters, bytes of cache.
+A run that is done is read, not repeated.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import gzip
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import measure
+
+NEW = r"layers/[0-9]+/attn/(q_low|k_low|align_in|align_out)"
+"""The leaves that only layers with shared attention have."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A way to convert, and whether the new leaves are trained afterwards."""
+
+    method: str
+    init: str = "share"
+    trained: bool = False
+
+
+VARIANTS = {
+    "direct sharing (DS)": Variant("share"),
+    "low rank": Variant("low_rank", ""),
+    "calibrated, not trained": Variant("lisa", "calibrated"),
+    "alignment alone": Variant("align", "share", True),
+    "difference alone": Variant("delta", "share", True),
+    "DS + difference": Variant("share_delta", "share", True),
+    "LiSA from sharing": Variant("lisa", "share", True),
+    "LiSA, calibrated": Variant("lisa", "calibrated", True),
+    "LiSA, linear, calibrated": Variant("linear", "calibrated", True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model, its rows, and how long its variants are trained."""
+
+    model: Path
+    tokenizer: str
+    rows: Path
+    layers: int
+    shared: tuple[int, ...]
+    rank: int
+    length: int
+    steps: int
+    batch: int
+    lr: float
+
+
+def subject(name: str, out: Path, data: Path) -> Subject:
+    """The model by name; writes the rows of `stories`."""
+    if name == "text":
+        return Subject(out / "model", "", out / "rows", 12, (3, 6, 9), 6, 256, 120, 8, 3e-3)
+    rows, folder = out / "story_rows", data / "stories260k"
+    rows.mkdir(parents=True, exist_ok=True)
+    with gzip.open(folder / "samples.jsonl.gz", "rt", encoding="utf-8") as file:
+        found = [{"id": str(row["id"]), "text": row["text"]} for row in map(json.loads, file)]
+    for part, lines in (("train", found[:500]), ("valid", found[500:])):
+        (rows / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines), "utf-8")
+    tokenizer = str(folder / "tok512.bin")
+    return Subject(folder / "stories260K.bin", tokenizer, rows, 5, (1, 2, 4), 2, 256, 200, 8, 3e-3)
+
+
+def gramjax(*arguments: Any) -> str:
+    """Run a verb; returns what it printed."""
+    command = [sys.executable, "-m", "gramjax", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def judged(model: Path, about: Subject, folder: Path) -> dict[str, float]:
+    """Held-out perplexity and next-token accuracy of a model."""
+    file = folder / "eval" / "perplexity.json"
+    if not file.exists():
+        tokens = [f"--config.tokenizer.path={about.tokenizer}"] if about.tokenizer else []
+        gramjax("evaluate", "--config=evaluate_lm", f"--config.model.path={model}", f"--workdir={folder}",
+                f"--config.data.path={about.rows / 'valid.jsonl'}", f"--config.data.max_length={about.length}",
+                "--config.data.overlong=truncate_prompt_left", *tokens)  # fmt: skip
+    found = json.loads(file.read_text("utf-8"))
+    return {name: found[name] for name in ("perplexity", "nll", "accuracy")}
+
+
+def converted(variant: Variant, about: Subject, count: int, seed: int, target: Path) -> dict[str, float]:
+    """Convert the model; what the verb says of parameters and cache."""
+    note = target.with_suffix(".txt")
+    if not target.exists():
+        options = [f"--layers=deepest:{count}", f"--method={variant.method}", "--to=lisa", f"--seed={seed}"]
+        if variant.method not in ("share", "align"):
+            options.append(f"--set=rank={about.rank}")
+        if variant.init:
+            options.append(f"--init={variant.init}")
+        if variant.init == "calibrated":
+            options.append(f"--calibration={about.rows / 'train.jsonl'}")
+        if about.tokenizer:
+            options.append(f"--tokenizer={about.tokenizer}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(gramjax("convert", about.model, target, *options), "utf-8")
+    text = note.read_text("utf-8")
+    if "cache" not in text:
+        return {"new_share": 0.0, "cache": 100.0}
+    return {"new_share": float(text.partition(" new parameters (")[2].partition(" %")[0]),
+            "cache": float(text.partition("cache ")[2].partition(" %")[0])}  # fmt: skip
+
+
+def trained(model: Path, about: Subject, seed: int, folder: Path) -> Path:
+    """Train the new leaves on the text."""
+    if not (folder / "DONE").exists():
+        tokens = [f"--config.tokenizer.path={about.tokenizer}"] if about.tokenizer else []
+        gramjax("train", "--config=sft", f"--config.model.path={model}", f"--workdir={folder}",
+                f"--config.data.train=('{about.rows / 'train.jsonl'}',)", f"--config.data.max_length={about.length}",
+                "--config.data.overlong=truncate_prompt_left", f"--config.train.steps={about.steps}",
+                f"--config.train.batch_size={about.batch}", f"--config.optim.lr={about.lr}",
+                "--config.train.remat=none",
+                "--config.optim.end_lr_ratio=0.1", "--config.train.evaluate=False", "--config.log.tensorboard=False",
+                f"--config.train.trainable=({NEW!r},)", f"--config.seed={seed}", *tokens)  # fmt: skip
+    return folder
+
+
+def run(about: Subject, folder: Path, seeds: int, names: list[str]) -> list[dict[str, Any]]:
+    """The variants of these names (all, if there are none) at every share of the layers.
+
+    Mean and spread over the seeds of what is drawn or trained.
+    """
+    table: list[dict[str, Any]] = [{"variant": "original", "shared": 0, "new_share": 0.0, "cache": 100.0,
+                                    **judged(about.model, about, folder / "original")}]  # fmt: skip
+    show(table[0])
+    for count in about.shared:
+        for name, variant in VARIANTS.items():
+            if names and name not in names:
+                continue
+            found = []
+            for seed in range(seeds if variant.trained else 1):
+                place = folder / f"{count}" / name.replace(" ", "_").replace(",", "") / str(seed)
+                facts = converted(variant, about, count, seed, place / "converted")
+                model = place / "converted"
+                if variant.trained:
+                    model = trained(model, about, seed, place / "run")
+                found.append({**facts, **judged(model, about, place / "judged")})
+            row = {"variant": name, "shared": count, "seeds": len(found)}
+            for key in found[0]:
+                values = [entry[key] for entry in found]
+                row[key] = round(statistics.mean(values), 4)
+                if len(values) > 1 and key in ("perplexity", "accuracy"):
+                    row[f"{key}_sd"] = round(statistics.stdev(values), 4)
+            table.append(row)
+            show(row)
+    return table
+
+
+def show(row: dict[str, Any]) -> None:
+    """A line of the table."""
+    print(f"{row['shared']:>2} layers  {row['variant']:<26} perplexity {row['perplexity']:8.3f}  "
+          f"accuracy {row['accuracy']:.4f}  new {row['new_share']:5.2f} %  cache {row['cache']:5.1f} %",
+          flush=True)  # fmt: skip
+
+
+def main() -> None:
+    """Read the arguments, run, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--model", choices=("text", "stories"), required=True)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--variants", default="", help="names, by semicolons; default: all")
+    parser.add_argument("--json", default="")
+    arguments = parser.parse_args()
+    about = subject(arguments.model, arguments.out, Path(os.environ.get("GRAMJAX_DATA", "")))
+    table = run(about, arguments.out / f"study_{arguments.model}", arguments.seeds,
+                [name for name in arguments.variants.split(";") if name])  # fmt: skip
+    sizes = {key: value for key, value in dataclasses.asdict(about).items() if not isinstance(value, Path)}
+    sizes["tokenizer"] = Path(sizes["tokenizer"]).name
+    command = f"python benchmarks/lisa_study.py --out DIR --model {arguments.model} --seeds {arguments.seeds}"
+    with contextlib.redirect_stdout(io.StringIO()):
+        about_run = {"command": command, "machine": measure.machine(), "sizes": sizes}
+        measure.write(arguments.json, {**about_run, "table": table})
+
+
+if __name__ == "__main__":
+    main()
