@@ -8,7 +8,7 @@ A round runs every side once; a ratio is the median over rounds of plain / share
 Beside it stand the bytes that a step must read (weights and cache, with the weights in the dtype that runs) and their
 ratio, the bound of the gain where memory decides, and multiply-adds of the layers per token.
 
-`small` is for two CPU cores; the others are for one accelerator with 80 GB (bfloat16) and also look for the largest
+`tiny` says whether everything runs, `small` is for two CPU cores; the others are for one accelerator with 80 GB (bfloat16) and also look for the largest
 batch that fits: tokens per second of each side at its own largest batch, the way the paper measures.
 """
 
@@ -49,6 +49,10 @@ class Shape:
 
 
 SHAPES = {
+    "tiny": Shape(
+        decoder.Config(vocab_size=64, hidden_size=32, intermediate_size=48, num_heads=4, num_kv_heads=4, head_dim=8),
+        2, 4, "float32", (2,), (16,), 2,
+    ),
     "small": Shape(
         decoder.Config(vocab_size=4096, hidden_size=512, intermediate_size=1376, num_layers=12, num_heads=8,
                        num_kv_heads=8, head_dim=64, tie_word_embeddings=False),

@@ -321,3 +321,18 @@ def test_four_devices_give_the_gradients_of_one():
     for line in found:
         np.testing.assert_allclose(*line["loss"], rtol=1e-5)
         assert line["gap"] < 1e-4 and line["axes"] == 4
+
+
+def test_scores_of_one_layer_are_alive_at_a_time():
+    """A pass through eleven shared layers needs no more temporary memory than one through three."""
+    def temporaries(count):
+        section = lisa.LisaSection(tuple(range(1, count + 1)), rank=4)
+        config = dataclasses.replace(PLAIN, num_layers=count + 1, lisa=section)
+        weights = stack.pack(params_of(config), config.layer_kinds(), jnp.float32)
+        batch = {"tokens": np.zeros((1, 256), np.int32)}
+        run = jax.jit(lambda w: decoder.forward(w, config, batch).hidden)
+        return run.lower(weights).compile().memory_analysis().temp_size_in_bytes
+
+    scores = 4 * 256 * 256 * 4
+    few, many = temporaries(3), temporaries(11)
+    assert many - few < scores / 2 and many < 12 * scores
