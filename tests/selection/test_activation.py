@@ -105,6 +105,22 @@ def test_counts_are_those_of_a_loop_over_tokens():
     assert tokens.sum() == sum(len(text.encode()) for text in ENGLISH + GERMAN)
 
 
+def test_nothing_of_the_size_of_layers_times_tokens_is_kept():
+    """What the scan over layers puts out, from the program as it is traced."""
+    layers, rows, length, groups = 6, 4, 64, 4
+    handle = model.build("decoder", dataclasses.replace(SMALL, num_layers=layers))
+    weights = jax.eval_shape(handle.pack, spec.abstract(handle.specs()))
+    table = {name: jax.ShapeDtypeStruct((rows, length), np.int32) for name in ("tokens", "segment_ids", "positions")}
+    table |= {"counted": jax.ShapeDtypeStruct((rows, length), bool)}
+    table |= {name: jax.ShapeDtypeStruct((rows,), np.int32) for name in ("language", "number")}
+    so_far = (jax.ShapeDtypeStruct((layers, groups, 24), np.int32), jax.ShapeDtypeStruct((groups,), np.int32))
+    traced = jax.make_jaxpr(lambda *given: activation.count(handle, *given))(so_far, weights, table)
+    (scan,) = [e for e in traced.eqns if e.primitive.name == "scan"]
+    sizes = {variable.aval.shape: math.prod(variable.aval.shape) for variable in scan.outvars}
+    assert (layers, groups, 24) in sizes and (rows, length, SMALL.hidden_size) in sizes  # the counts, the hidden states
+    assert [shape for shape in sizes if shape[:1] == (layers,) and shape != (layers, groups, 24)] == []
+
+
 WORKER = """
 import json, sys
 import jax

@@ -6,6 +6,7 @@ counts are kept, never anything of the size of the tokens. The scores are in `co
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -105,28 +106,29 @@ def layer_scores(model: Any, weights: Any, batches: Any, config: Config) -> Laye
 def activations(model: Any, weights: Any, batches: Any) -> tuple[np.ndarray, np.ndarray]:
     """Active tokens [K, 2, L, I] and tokens [K, 2] by language and half of its texts."""
     config, groups = model.config, len(batches.languages) * HALVES
-    shape = (config.num_layers, groups, config.intermediate_size)
     place = None if model.mesh is None else sharding.replicated(model.mesh)
-
-    def add(so_far: Any, weights: Any, batch: Any) -> Any:
-        counts_LGI, totals_G = so_far
-        counted_BT = batch["counted"]
-        group_B = jnp.where(batch["language"] < 0, -1, batch["language"] * HALVES + batch["number"] % HALVES)
-        member_BG = jax.nn.one_hot(group_B, groups, dtype=jnp.int32)
-
-        def see(seen: Seen, memory: Any) -> tuple[Any, jax.Array]:
-            active_BTF = (seen.gate_BTF > 0) & counted_BT[..., None]
-            per_text_BF = jnp.sum(active_BTF, axis=1, dtype=jnp.int32)
-            return memory, jnp.einsum("bg,bf->gf", member_BG, per_text_BF)
-
-        out = model.forward(weights, batch, observer=Observer(see))
-        tokens_B = jnp.sum(counted_BT, axis=1, dtype=jnp.int32)
-        return counts_LGI + out.observed, totals_G + tokens_B @ member_BG
-
-    step = jax.jit(add, donate_argnums=0, out_shardings=place)
+    step = jax.jit(functools.partial(count, model), donate_argnums=0, out_shardings=place)
+    shape = (config.num_layers, groups, config.intermediate_size)
     so_far = (jnp.zeros(shape, jnp.int32), jnp.zeros((groups,), jnp.int32))
     for batch in batches:
         so_far = step(so_far, weights, batch)
     counts, totals = (np.asarray(x, np.int64) for x in jax.device_get(so_far))
     layers, _, neurons = shape
     return counts.reshape(layers, -1, HALVES, neurons).transpose(1, 2, 0, 3), totals.reshape(-1, HALVES)
+
+
+def count(model: Any, so_far: Any, weights: Any, batch: Any) -> Any:
+    """(active tokens [L, G, I], tokens [G]) with those of a batch added; G languages times halves."""
+    counts_LGI, totals_G = so_far
+    counted_BT = batch["counted"]
+    group_B = jnp.where(batch["language"] < 0, -1, batch["language"] * HALVES + batch["number"] % HALVES)
+    member_BG = jax.nn.one_hot(group_B, totals_G.shape[0], dtype=jnp.int32)
+
+    def see(seen: Seen, memory: Any) -> tuple[Any, jax.Array]:
+        active_BTF = (seen.gate_BTF > 0) & counted_BT[..., None]
+        per_text_BF = jnp.sum(active_BTF, axis=1, dtype=jnp.int32)
+        return memory, jnp.einsum("bg,bf->gf", member_BG, per_text_BF)
+
+    out = model.forward(weights, batch, observer=Observer(see))
+    tokens_B = jnp.sum(counted_BT, axis=1, dtype=jnp.int32)
+    return counts_LGI + out.observed, totals_G + tokens_B @ member_BG
