@@ -8,8 +8,9 @@ A round runs every side once; a ratio is the median over rounds of plain / share
 Beside it stand the bytes that a step must read (weights and cache, with the weights in the dtype that runs) and their
 ratio, the bound of the gain where memory decides, and multiply-adds of the layers per token.
 
-`tiny` says whether everything runs, `small` is for two CPU cores; the others are for one accelerator with 80 GB (bfloat16) and also look for the largest
-batch that fits: tokens per second of each side at its own largest batch, the way the paper measures.
+`tiny` says whether everything runs, `small` is for two CPU cores; the others are for one accelerator with 80 GB
+(bfloat16). `--largest=CONTEXT` looks for the largest batch that fits: tokens per second of each side at its own, the
+way the paper measures.
 """
 
 import argparse
