@@ -124,7 +124,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sampling.early_stopping": ("False", "True", "never"),
     "train.remat": ("none", "full", "projections"),
     "select.rule": ("", "measured", "lower", "upper", "random"),
-    "probe.positions": ("prompt", "completion", "all"),
+    "probe.positions": ("prompt", "last", "completion", "all"),
     "ensemble.combination": ("mean", "worst", "uncertainty"),
     **{f"{job}.{name}": words for job in ("score", "serve") for name, words in (
         ("method", ("auto", "judge", "score", "implicit")), ("agg", ("prob", "logit")),

@@ -177,7 +177,8 @@ class ProbeSection:
     max_tokens: int = 200_000
     """Most tokens of each language that count."""
     positions: str = "prompt"
-    """Which tokens count: those of the `prompt` (the text itself, without markup), of the `completion`, or `all`."""
+    """Which tokens count: those of the `prompt` (the text itself, without markup), the `last` of them, those of the
+    `completion`, or `all`."""
     parallel: bool = True
     """Use only texts that every language has (joined by row number), so that the topic does not differ."""
     batch_size: int = 8

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-NAMES = ("msd_prob", "msd_split_half", "msd_count", "msd_count_mean", "one_minus_overlap", "one_minus_own_overlap",
-         "lape_count", "one_minus_entropy")  # fmt: skip
+NAMES = ("msd_prob", "msd_split_half", "msd_count", "msd_count_mean", "msd_active_mean", "one_minus_overlap",
+         "one_minus_own_overlap", "lape_count", "one_minus_entropy")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,8 @@ def scores(
         "msd_prob": lambda: msd_prob(seen, debias),
         "msd_split_half": lambda: msd_split_half(seen),
         "msd_count": lambda: msd_count(active_KLI, seen.pivot),
-        "msd_count_mean": lambda: msd_count_mean(active_KLI),
+        "msd_count_mean": lambda: deviation(active_KLI.mean(axis=2)),
+        "msd_active_mean": lambda: deviation(p_KLI.mean(axis=2)),
         "one_minus_overlap": lambda: one_minus(overlap(active_KLI, seen.pivot), seen.pivot),
         "one_minus_own_overlap": lambda: one_minus(own_overlap(active_KLI, seen.pivot), seen.pivot),
         "lape_count": lambda: lape_count(p_KLI, share, quantile),
@@ -107,9 +108,9 @@ def msd_count(active_KLI: np.ndarray, pivot: int) -> Score:
     return over_languages(np.square(share_KL - share_KL[pivot]), pivot)
 
 
-def msd_count_mean(active_KLI: np.ndarray) -> Score:
-    """Squared deviation of the share of active neurons from its mean over all languages."""
-    share_KL = active_KLI.mean(axis=2)
+def deviation(share_KL: np.ndarray) -> Score:
+    """Squared deviation of a share of active neurons (above the threshold, or at a token on average) from its mean over
+    all languages."""
     terms = np.square(share_KL - share_KL.mean(axis=0))
     return Score(terms.mean(axis=0), terms)
 

@@ -19,6 +19,7 @@ from gramjax.data.rows import LANGUAGE_MODELING, PROMPT_COMPLETION, PROMPT_ONLY,
 
 TYPES = {
     "prompt": (PROMPT_ONLY, LANGUAGE_MODELING),
+    "last": (PROMPT_ONLY, LANGUAGE_MODELING),
     "completion": (PROMPT_COMPLETION,),
     "all": (PROMPT_COMPLETION, PROMPT_ONLY, LANGUAGE_MODELING),
 }
@@ -100,8 +101,7 @@ def _read_file(out: Texts, path: str, given: str, section: DataSection, position
     plain = path.removesuffix(".gz")
     if plain.endswith(".txt") or (plain.endswith(".tsv") and len(known) == 2 and not given):
         languages = (given,) if given else known or ("",)
-        columns = len(languages)
-        _read_lines(out, Path(path), languages if plain.endswith(".tsv") else languages[:1], section, columns)
+        _read_lines(out, Path(path), languages if plain.endswith(".tsv") else languages[:1], section)
         return
     found = readers.read(path, section, TYPES[positions])
     out.dropped.merge(found.dropped)
@@ -115,7 +115,7 @@ def _read_file(out: Texts, path: str, given: str, section: DataSection, position
             out.texts.append(LanguageText(language, key, prompt, row.get("completion")))
 
 
-def _read_lines(out: Texts, path: Path, languages: Sequence[str], section: DataSection, columns: int) -> None:
+def _read_lines(out: Texts, path: Path, languages: Sequence[str], section: DataSection) -> None:
     """A text, or one in each of two languages with a tab between them, on every line."""
     (file,) = records.files_of(str(path))
     out.files.append(records.fingerprint(file))

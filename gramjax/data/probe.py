@@ -141,5 +141,8 @@ def _encoded(
 def tokens_of(text: LanguageText, renderer: Renderer, positions: str) -> tuple[np.ndarray, np.ndarray]:
     """The ids of a text, and which of them count. Raises Drop by the length policy."""
     ids, parts = renderer.parts(text.prompt, text.completion)
-    counted = np.ones(len(ids), bool) if positions == "all" else np.array([part == positions for part in parts], bool)
+    wanted = "prompt" if positions == "last" else positions
+    counted = np.array([positions == "all" or part == wanted for part in parts], bool)
+    if positions == "last":
+        counted[: np.max(np.flatnonzero(counted), initial=0)] = False
     return np.array(ids, np.int32), counted

@@ -11,6 +11,7 @@ from gramjax.plots.style import Drawn
 TITLES = dict(zip(NAMES, (
     "Squared difference of activation probabilities", "Product of the differences in two halves",
     "Squared difference of the share of active neurons", "Squared deviation of the share of active neurons",
+    "Squared deviation of the neurons active at a token",
     "Active neurons not in common", "Own active neurons not in common",
     "Language-specific neurons (LAPE)", "1 - language entropy",
 ), strict=True))  # fmt: skip

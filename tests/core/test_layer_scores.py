@@ -89,6 +89,7 @@ def test_scores_by_hand():
     assert found["msd_count"].by_language[:, 0].tolist() == [0, 0, 0.25]
     assert found["msd_count"].by_layer[0] == pytest.approx(0.125)
     assert found["msd_count_mean"].by_layer[0] == pytest.approx(np.var([0.5, 0.5, 1.0]))
+    assert found["msd_active_mean"].by_layer[0] == pytest.approx(np.var([0.5, 0.5, 1.0]))  # always or never active
     active = ONE.probabilities > 0.5
     assert layer_scores.overlap(active, 0)[:, 0] == pytest.approx([1, 1 / 3, 1 / 2])
     assert layer_scores.own_overlap(active, 0)[:, 0] == pytest.approx([1, 1 / 2, 1 / 2])

@@ -45,7 +45,7 @@ def test_from_questions_to_a_training_of_the_chosen_layers(stories, data_dir, tm
     found = json.loads((layers / "layers.json").read_text("utf-8"))
     assert found["selection"] == "activation" and found["rule"] == "prefix_topk(k=2)" and found["layers"] == [0, 1]
     assert found["languages"] == ["en", "de", "sw"] and found["model"]["architecture"]["num_layers"] == 5
-    assert all(len(values) == 5 for values in found["scores"].values()) and len(found["scores"]) == 8
+    assert all(len(values) == 5 for values in found["scores"].values()) and len(found["scores"]) == 9
     assert max(found["tokens"].values()) >= 2500 > min(found["tokens"].values()) - 500
     assert found["fingerprint"] and found["data"]["files"][0]["name"] == "en.jsonl.gz"
     assert all(warning in said.err for warning in found["warnings"]) and "layers 0, 1" in said.out

@@ -151,13 +151,13 @@ def test_scores_of_a_model_are_in_the_order_asked_for():
     params = spec.init_params(handle.specs(), jax.random.key(1))
     config = activation.Config(score="one_minus_overlap", rule="topk", k=1, pivot="English")
     found = activation.layer_scores(handle, handle.pack(params), small_probe(), config)
-    assert list(found.scores)[0] == "one_minus_overlap" and len(found.scores) == 8
+    assert list(found.scores)[0] == "one_minus_overlap" and len(found.scores) == 9
     assert found.layers == (int(np.argmax(found.scores["one_minus_overlap"])),)
     assert found.facts["pivot"] == "en" and "few tokens" in found.warnings[-1]
     np.testing.assert_array_equal(found.facts["overlap"][0], 1.0)  # English with itself
     for name, values in found.scores.items():
         own = np.array(found.facts["by_language"][name])
-        if name not in ("one_minus_entropy", "lape_count", "msd_count_mean"):
+        if name not in ("one_minus_entropy", "lape_count", "msd_count_mean", "msd_active_mean"):
             np.testing.assert_allclose(own[1], values)  # one other language: its term is the mean
 
 
@@ -184,15 +184,15 @@ def test_a_pivot_without_texts():
 
 
 def test_positions_that_count():
-    """Of a prompt with a completion: its own characters, those of the completion, or all with the frame."""
+    """Of a prompt with a completion: its own characters, the last, those of the completion, or all with the frame."""
     bytes_of = Renderer(tokenizer.load("bytes", chat_template="alpaca"), DataSection(max_length=400))
     text = LanguageText("en", "0", "why?", "so")
     counts = {}
-    for positions in ("prompt", "completion", "all"):
+    for positions in ("prompt", "last", "completion", "all"):
         ids, marks = probe.tokens_of(text, bytes_of, positions)
         counts[positions] = bytes_of.tokenizer.decode(ids[marks])
-    assert counts["prompt"] == "why?" and counts["completion"] == "so"
-    assert counts["all"].startswith("Below is an instruction") or "Below is an instruction" in counts["all"]
+    assert (counts["prompt"], counts["last"], counts["completion"]) == ("why?", "?", "so")
+    assert "Below is an instruction" in counts["all"] and "why?" in counts["all"]
     plain = Renderer(tokenizer.load("bytes"), DataSection(max_length=400))
     ids, marks = probe.tokens_of(LanguageText("en", "0", [{"role": "user", "content": "why?"}]), plain, "prompt")
     assert plain.tokenizer.decode(ids[marks]) == "why?"  # a lone question needs no template

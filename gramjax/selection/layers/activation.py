@@ -34,8 +34,8 @@ class Config:
     """Which score decides, and by which rule."""
 
     score: str = "msd_prob"
-    """`msd_prob`, `msd_split_half`, `msd_count`, `msd_count_mean`, `one_minus_overlap`, `one_minus_own_overlap`,
-    `lape_count` or `one_minus_entropy`; all are written."""
+    """`msd_prob`, `msd_split_half`, `msd_count`, `msd_count_mean`, `msd_active_mean`, `one_minus_overlap`,
+    `one_minus_own_overlap`, `lape_count` or `one_minus_entropy`; all are written."""
     pivot: str = "en"
     """The language that the others are compared with."""
     debias: bool = True
