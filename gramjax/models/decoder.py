@@ -156,6 +156,8 @@ class Output:
     cache: Cache | None
     observed: Any = None
     """What an observer kept, stacked along a first axis of layers."""
+    memory: Any = None
+    """What it remembered at last."""
 
 
 def init_cache(weights: Mapping[str, Any], config: Config, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
@@ -248,12 +250,12 @@ def forward(
     hidden = block.rms_norm(carry.x_BTD, weights["norm"], config.norm_eps)
     observed = stack.by_layer([kept for _, kept in outs], packed.runs) if observer is not None else None
     if cache is None:
-        return Output(hidden, None, observed)
+        return Output(hidden, None, observed, carry.memory)
     last = jnp.max(real_BT * jnp.arange(1, tokens_BT.shape[1] + 1), axis=1)  # slots up to the last real token
     assert offset is not None
     positions = jnp.max(jnp.where(real_BT == 1, positions_BT + 1, cache.positions[:, None]), axis=1)
     caches = tuple(layer_cache for layer_cache, _ in outs)
-    return Output(hidden, Cache(caches, key_segments, offset + last, positions), observed)
+    return Output(hidden, Cache(caches, key_segments, offset + last, positions), observed, carry.memory)
 
 
 def _packed(weights: Mapping[str, Any], config: Config) -> stack.Packed:
