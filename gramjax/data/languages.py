@@ -7,6 +7,7 @@ names two, `deu-eng.tsv.gz`, holds a sentence and its translation on each line. 
 
 import dataclasses
 import gzip
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def read(sources: Sequence[str], section: DataSection, positions: str = "prompt"
         given, path = _split(source)
         if not path.startswith("recipe:") and Path(path).is_dir() and not given and _one_each(Path(path)):
             for file in records.files_of(path):
-                if of_file(file.name):
+                if _readable(file) and of_file(file.name):
                     _read_file(out, str(file), "", section, positions)
                 elif _readable(file):
                     out.dropped.add("file whose name tells no language", file.name)
@@ -106,13 +107,22 @@ def _read_file(out: Texts, path: str, given: str, section: DataSection, position
     found = readers.read(path, section, TYPES[positions])
     out.dropped.merge(found.dropped)
     out.files.extend(found.files)
-    for number, row in enumerate(found.rows):
+    stem = Path(path).name.split(".")[0]
+    for row in found.rows:
         said = row.get("language", row.get("lang"))
         language = given or (code(str(said)) or str(said) if said else "") or (known[0] if known else "")
         prompt = row.get("prompt") if row.get("prompt") is not None else row.get("messages") or row.get("text")
-        key = next((str(row[column]) for column in ("src_row", "key") if row.get(column) is not None), str(number))
         if prompt:
-            out.texts.append(LanguageText(language, key, prompt, row.get("completion")))
+            out.texts.append(LanguageText(language, _key(row, stem), prompt, row.get("completion")))
+
+
+def _key(row: Mapping[str, Any], stem: str) -> str:
+    """What joins a row with the same in other languages: its `src_row`, the number of the row where the reader made up
+    its id, or its own id. These never meet one another."""
+    if row.get("src_row") is not None:
+        return str(row["src_row"])
+    made_up = re.fullmatch(rf"{re.escape(stem)}-([\d.]+)", row["id"])
+    return f"#{made_up[1]}" if made_up else f"id:{row['id']}"
 
 
 def _read_lines(out: Texts, path: Path, languages: Sequence[str], section: DataSection) -> None:
@@ -131,9 +141,8 @@ def _read_lines(out: Texts, path: Path, languages: Sequence[str], section: DataS
                     reason = f"not {wanted} columns" if any(parts) else "empty line"
                     out.dropped.add(reason, f"{file.name} line {number + 1}")
                     continue
-                stem = "" if wanted == 1 else f"{file.name}/"
-                for language, part in zip(languages, parts, strict=True):
-                    out.texts.append(LanguageText(language, f"{stem}{number}", part))
+                key = f"{file.name if wanted > 1 else ''}#{number + 1}"
+                out.texts.extend(LanguageText(language, key, part) for language, part in zip(languages, parts))
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{file.name}: cannot be read as lines of text ({error})") from None
 
@@ -147,7 +156,7 @@ def parallel(found: Texts, languages: Sequence[str]) -> tuple[Texts, int]:
     shared = [key for key in tables[0] if all(key in table for table in tables)]
     if not shared:
         raise UserError(
-            f"the languages {', '.join(languages)} share no rows (joined by 'src_row', 'key' or the number of the "
+            f"the languages {', '.join(languages)} share no rows (joined by 'src_row', 'id' or the number of the "
             "row): give parallel texts, or --config.probe.parallel=False"
         )
     kept = [table[key] for key in shared for table in tables]

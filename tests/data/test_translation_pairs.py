@@ -46,7 +46,7 @@ def test_texts_of_a_folder(folder):
     assert found.languages == ("en", "de", "th") and languages.counts(found) == {"en": 4, "de": 4, "th": 3}
     assert sorted(file["name"] for file in found.files) == ["en.jsonl", "german.jsonl", "thai.jsonl"]
     same, left_out = languages.parallel(found, ("en", "th"))
-    assert left_out == 1 and [text.key for text in same.by_key("en").values()] == ["0", "1", "2"]
+    assert left_out == 1 and [text.key for text in same.by_key("en").values()] == ["#1", "#2", "#3"]
     given = languages.read([f"sw:{folder}/thai.jsonl", str(folder / "en.jsonl")], DataSection())
     assert given.languages == ("en", "sw")
     (row, *_) = readers.read(str(folder), DataSection()).rows
@@ -59,6 +59,18 @@ def test_a_column_may_name_the_language(tmp_path):
     found = languages.read([str(tmp_path / "mixed.jsonl")], DataSection())
     assert [(text.language, text.prompt) for text in found.texts] == [("en", "Hello"), ("de", "Hallo")]
     assert {text.key for text in found.texts} == {"7"}
+
+
+def test_a_row_that_is_left_out_moves_no_other(tmp_path):
+    (tmp_path / "en.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ("one", "two", "three")))
+    (tmp_path / "de.jsonl").write_text('{"text": "eins"}\n{"text"\n{"text": "drei"}\n')
+    made = translation_pairs.read([str(tmp_path)], Settings(), DataSection(on_bad_row="skip"))
+    assert [(row["source_text"], row["target_text"]) for row in made.rows] == [("eins", "one"), ("drei", "three")]
+    rows = [{"text": text, "id": name} for text, name in (("Zwei", "b"), ("Eins", "a"))]
+    (tmp_path / "de.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "en.jsonl").write_text('{"text": "One", "id": "a"}\n')
+    (row,) = translation_pairs.read([str(tmp_path)], Settings()).rows
+    assert (row["source_text"], row["target_text"]) == ("Eins", "One")
 
 
 def test_lines_of_two_languages(tmp_path):
@@ -79,15 +91,15 @@ def test_lines_of_two_languages(tmp_path):
 def test_pairs(folder):
     made = translation_pairs.read([str(folder)], Settings())
     assert made.counts() == {"de -> en": 3, "th -> en": 3}
-    assert dict(made.dropped) == {"source that occurs before": (1, "de-en-de-3")}
+    assert dict(made.dropped) == {"source that occurs before": (1, "de-en-de-#4")}
     row = made.rows[1]
     assert row["prompt"] == [
         {"role": "user", "content": "Translate from German into English.\n\nBob zahlt 1.200 Franken."}
     ]
     assert row["completion"] == [{"role": "assistant", "content": "Bob pays 1,200 francs."}]
-    assert (row["id"], row["subset"], row["source_lang"]) == ("question-de-en-1", "de-en", "de")
+    assert (row["id"], row["subset"], row["source_lang"]) == ("question-de-en-#2", "de-en", "de")
     same = translation_pairs.read([str(folder)], Settings(same_numerals=True))
-    assert same.counts() == {"de -> en": 3, "th -> en": 2} and same.dropped["numerals differ"] == (1, "th-en-th-1")
+    assert same.counts() == {"de -> en": 3, "th -> en": 2} and same.dropped["numerals differ"] == (1, "th-en-th-#2")
     both = translation_pairs.read([str(folder)], Settings(direction="both", languages=("Thai",)))
     assert both.counts() == {"th -> en": 3, "en -> th": 3}
     other = Settings(template="{text} = {target}?", pivot="de", languages=("en",))
