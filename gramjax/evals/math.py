@@ -65,7 +65,7 @@ class Config:
     keep_completions: bool = True
     """Write every reply beside its verdict."""
     limit: int = 0
-    """Ask only the first problems; 0: all."""
+    """Ask only the first problems (of each language, where rows have one); 0: all."""
     seed: int = 0
     """Of the draws; they depend on it and on the id of a problem only."""
 
@@ -135,7 +135,7 @@ def evaluate(
     """
     if "tokens" not in sampler.model.config.heads:
         raise UserError(f"answers need the head 'tokens'; the model has {', '.join(sampler.model.config.heads)}")
-    rows = list(rows)[: config.limit or None]
+    rows = first(rows, config.limit)
     skipped, used, records, forms = Tally(), Statistics(), [], []
     asked = problems(rows, sampler, config, skipped)
     for problem, completions in sampler.answered(asked, lambda problem: problem.requests, used):
@@ -163,6 +163,18 @@ def evaluate(
     yield "skipped", {reason: {"count": count, "first": first} for reason, (count, first) in skipped.items()}
     yield "settings", dataclasses.asdict(config)
     yield "engine", engine(sampler, used)
+
+
+def first(rows: Sequence[Mapping[str, Any]], limit: int) -> list[Mapping[str, Any]]:
+    """The first rows of each language; all with a limit of 0."""
+    seen = collections.Counter[str]()
+    out = []
+    for row in rows:
+        language = str(row.get("language", ""))
+        seen[language] += 1
+        if not limit or seen[language] <= limit:
+            out.append(row)
+    return out
 
 
 # -- one problem -------------------------------------------------------------------------------------------------------

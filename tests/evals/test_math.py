@@ -212,6 +212,7 @@ def test_languages():
     assert found["mean_of_languages_avg@k"] == 0.875 and found["avg@k"] == pytest.approx(2.5 / 3)
     assert found["mean_of_languages_greedy_compatible"] == 0.5 and found["greedy_compatible"] == pytest.approx(2 / 3)
     assert "by_language" not in run(problems(["12"], language="de"), said)[0]
+    assert [row["id"] for row in evaluation.first(rows, 1)] == ["p0", "p2"] and evaluation.first(rows, 0) == rows
 
 
 def test_the_error_of_drawing_is_what_repeated_evaluations_show():
