@@ -33,6 +33,9 @@ LONGEST = 512
 """Tokens of a text that `from_file` reads."""
 ROWS_PER_BATCH = 8
 
+WANTED = ("heads", "pair", "gain")
+"""What a pass sums up: for the map of heads, for the low-rank pair, and for the factor that fits its scores best."""
+
 ROW_TYPES = ("language_modeling", "prompt_completion")
 
 
@@ -76,7 +79,7 @@ def calibrate(
     sharing = dataclasses.replace(model.config, lisa=section)
     lisa.check(section, model.config.num_layers, model.config.head_dim)
     state = _start(sharing)
-    moments, residuals = (_compiled(model, sharing, pairs) for pairs in (False, True))
+    moments, residuals, gains = (_compiled(model, sharing, wanted) for wanted in WANTED)
     shares = np.zeros(model.config.num_layers, bool)
     shares[list(section.layers)] = together
     mixing, pairs, left = {}, {}, {}
@@ -92,8 +95,11 @@ def calibrate(
         if has_pair(section):
             total = _total(residuals(weights, batch, state, shares, layer) for batch in batches)
             found = similar.low_rank(total, section.rank, lisa.key_heads(sharing), lisa.delta_factor(sharing))
-            pairs[layer] = (found.query, found.key)
-            state["q_low"][layer], state["k_low"][layer] = pairs[layer]
+            state["q_low"][layer], state["k_low"][layer] = found.query, found.key
+            with_target, squares = _total(gains(weights, batch, state, shares, layer) for batch in batches)
+            scale = np.maximum(with_target, 0.0) / np.maximum(squares, np.finfo(np.float64).tiny)
+            pairs[layer] = (found.query * scale[:, None], found.key)
+            state["q_low"][layer] = pairs[layer][0]
     return Fitted(mixing, pairs, left)
 
 
@@ -119,9 +125,9 @@ def _total(parts: Iterator[Any]) -> Any:
     return total
 
 
-def _compiled(model: Model, sharing: Any, pairs: bool) -> Callable[..., Any]:
-    """`(weights, batch, state, shares, layer)` to the sums over a batch: those of the heads of every layer, stacked, or
-    with `pairs` those of the low-rank pair of one layer."""
+def _compiled(model: Model, sharing: Any, wanted: str) -> Callable[..., Any]:
+    """`(weights, batch, state, shares, layer)` to the sums over a batch: of `heads` for every layer, stacked, of the
+    others for one layer."""
     place = None if model.mesh is None else sharding.replicated(model.mesh)
     H, D = sharing.num_heads, sharing.hidden_size
 
@@ -136,22 +142,28 @@ def _compiled(model: Model, sharing: Any, pairs: bool) -> Callable[..., Any]:
             known = jax.tree.map(lambda leaf: leaf[index], state)
             own = features(seen.scores_BHTS, visible, sharing.lisa)
             handed = jnp.where(index == 0, own, handed)
-            kept: Any = ()
-            if pairs:
+
+            def of_the_layer() -> Any:
                 target = own - jnp.einsum("GH,BHTS->BGTS", known["mixing"], handed)
-                fit = lambda: similar.pair_moments(target, seen.hidden_BTD, visible, rows_BT)  # noqa: E731
-                total = jax.lax.cond(index == layer, fit, lambda: total)
-            else:
-                kept = similar.moments(handed, own, visible, rows_BT)
+                if wanted == "pair":
+                    return similar.pair_moments(target, seen.hidden_BTD, visible, rows_BT)
+                made = similar.centred(difference(known, sharing, seen), visible)
+                sums = similar.moments(made, target, visible, rows_BT)
+                return jnp.diag(sums.yx_HH), jnp.diag(sums.xx_HH)
+
+            kept = similar.moments(handed, own, visible, rows_BT) if wanted == "heads" else ()
+            total = total if wanted == "heads" else jax.lax.cond(index == layer, of_the_layer, lambda: total)
             made = handed if sharing.lisa.source == "anchor" else handed_on(known, sharing, seen, handed)
             return (index + 1, jnp.where(shares_L[index], made, own), total), kept
 
-        total = similar.PairMoments(
-            jnp.zeros((H, D, D)), jnp.zeros((D, D)), jnp.zeros((D, D)), jnp.zeros(())
-        ) if pairs else ()  # fmt: skip
+        square, none = jnp.zeros((D, D)), jnp.zeros((H,))
+        total = {
+            "heads": (), "gain": (none, none),
+            "pair": similar.PairMoments(jnp.zeros((H, D, D)), square, square, jnp.zeros(())),
+        }[wanted]  # fmt: skip
         memory = (jnp.zeros((), jnp.int32), jnp.zeros((B, H, T, T), jnp.float32), total)
         out = model.forward(weights, batch, observer=Observer(see, memory))
-        return out.memory[2] if pairs else out.observed
+        return out.observed if wanted == "heads" else out.memory[2]
 
     return jax.jit(step, out_shardings=place)
 
@@ -171,12 +183,15 @@ def features(scores_BHTS: jax.Array, visible_BTS: jax.Array, section: LisaSectio
     return jnp.exp(similar.log_weights(scores_BHTS, visible_BTS))
 
 
+def difference(known: Mapping[str, jax.Array], sharing: Any, seen: Seen) -> jax.Array:
+    """Scores [B, H, T, S] of the low-rank pair of `known`, which is not rotated."""
+    q, k = (jnp.einsum("BTD,DHR->BTHR", seen.hidden_BTD, known[name]) for name in ("q_low", "k_low"))
+    return raw_scores(q, k, lisa.delta_factor(sharing))
+
+
 def handed_on(known: Mapping[str, jax.Array], sharing: Any, seen: Seen, handed_BHTS: jax.Array) -> jax.Array:
     """What a layer hands on that shares with the map of heads and the low-rank pair of `known`."""
-    delta = None
-    if "q_low" in known:
-        q, k = (jnp.einsum("BTD,DHR->BTHR", seen.hidden_BTD, known[name]) for name in ("q_low", "k_low"))
-        delta = raw_scores(q, k, lisa.delta_factor(sharing))
+    delta = difference(known, sharing, seen) if "q_low" in known else None
     linear = dataclasses.replace(sharing.lisa, align="linear", align_residual=False)
     made, _ = lisa.combine({"align_in": known["mixing"].T}, handed_BHTS, delta, seen.visible_BTS, linear)
     return similar.centred(made, seen.visible_BTS) if linear.share_point == "pre" else made
@@ -216,8 +231,10 @@ def read(path: str, rows: int, loaded: Any, length: int) -> list[dict[str, np.nd
             sequences.append(np.asarray(renderer.example(row).tokens[0], np.int32))
     if not sequences:
         raise DataError(f"--calibration={path}: none of its first {rows} rows has text of at most {length} tokens")
+    longest = -(-max(map(len, sequences)) // 16) * 16
     batches = []
-    for _, padded in buckets.batches(sequences, ROWS_PER_BATCH):
+    for indices, padded in buckets.batches(sequences, ROWS_PER_BATCH, (longest,)):  # one shape, one compilation
         batch = {name: padded[name] for name in ("tokens", "segment_ids", "positions")}
-        batches.append({**batch, "counted": batch["segment_ids"] != 0})
+        counts = (batch["segment_ids"] != 0) & (np.arange(len(batch["tokens"])) < len(indices))[:, None]
+        batches.append({**batch, "counted": counts})
     return batches
