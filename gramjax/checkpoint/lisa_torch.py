@@ -182,11 +182,16 @@ def _visible(length: int, window: int) -> Any:
     return (distance >= 0) & (distance < window if window else True)
 
 
-if __name__ == "__main__":
+def main(folder: str, *words: str) -> None:
+    """Print the three likeliest next tokens after some ids."""
     import torch
 
-    ids = torch.tensor([[int(word) for word in sys.argv[2:]]])
+    ids = torch.tensor([[int(word) for word in words]])
     with torch.no_grad():
-        last = logits(*load(sys.argv[1]), ids)[0, -1]
+        last = logits(*load(folder), ids)[0, -1]
     for value, token in zip(*last.topk(3)):
         print(f"{int(token):>8}  {float(value):.4f}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

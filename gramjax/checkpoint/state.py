@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from gramjax.checkpoint import json_file, manifest
 from gramjax.checkpoint.checksum import checksums
 from gramjax.checkpoint.lock import RunLock
-from gramjax.core import tree
+from gramjax.core import processes, tree
 from gramjax.core.errors import DataError, UserError
 
 __all__ = ["Checkpoints", "Restored", "RunLock", "read_run", "restore_params", "steps_of", "verify"]
@@ -80,7 +80,7 @@ def read_leaves(folder: Path, record: manifest.Manifest, wanted: Mapping[str, An
     names = list(wanted)
     for i, name in enumerate(names):
         saved = record.leaves[name]
-        place = wanted[name].sharding or SingleDeviceSharding(jax.devices()[0])
+        place = wanted[name].sharding or _anywhere()
         group[name] = jax.ShapeDtypeStruct(saved.shape, jnp.dtype(saved.dtype), sharding=place)
         size += int(np.prod(saved.shape)) * group[name].dtype.itemsize
         if size >= GROUP_BYTES or i == len(names) - 1:
@@ -90,6 +90,13 @@ def read_leaves(folder: Path, record: manifest.Manifest, wanted: Mapping[str, An
                     raise DataError(f"{folder}: {key} is damaged (its values are not those that were saved)")
             yield from leaves.items()
             group, size = {}, 0
+
+
+def _anywhere() -> Any:
+    """Where a leaf is read to whose place does not matter: whole, and on every process that takes part."""
+    if jax.process_count() == 1:
+        return SingleDeviceSharding(jax.devices()[0])
+    return NamedSharding(Mesh(np.array(jax.devices()), ("all",)), PartitionSpec())
 
 
 def _restore_group(folder: Path, group: dict[str, Any]) -> dict[str, jax.Array]:
@@ -299,27 +306,35 @@ class Checkpoints:
 
     def _put_aside(self, step: int) -> None:
         """Move a refused step out of the way of the step that will be saved under its number."""
-        target = self.workdir / REFUSED / str(step)
-        while target.exists():
-            target = target.with_name(target.name + "-again")
-        target.parent.mkdir(exist_ok=True)
-        (self.workdir / FOLDER / str(step)).rename(target)
+
+        def move() -> None:
+            target = self.workdir / REFUSED / str(step)
+            while target.exists():
+                target = target.with_name(target.name + "-again")
+            target.parent.mkdir(exist_ok=True)
+            (self.workdir / FOLDER / str(step)).rename(target)
+
+        processes.by_the_first(move)
         self._manager.reload()
 
     def _retain(self) -> None:
         """Delete the oldest steps beyond `keep`, if one of those that stay is known to verify."""
-        steps = self.steps()
+        steps = processes.shared(self.steps())
         old, kept = steps[: -self.keep], steps[-self.keep :]
         if not old:
             return
         if not self._verified & set(kept) and not any(not self.verify(step) for step in reversed(kept)):
             self._note(f"none of the checkpoints {kept} verifies: keeping the older ones too")
             return
-        for step in old:
-            folder = self.workdir / FOLDER / str(step)
-            (folder / COMMITTED).unlink()  # first: a kill in the middle must not leave half a step that is offered
-            shutil.rmtree(folder, ignore_errors=True)
-            self._verified.discard(step)
+
+        def delete() -> None:
+            for step in old:
+                folder = self.workdir / FOLDER / str(step)
+                (folder / COMMITTED).unlink()  # first: a kill in the middle must not leave half a step that is offered
+                shutil.rmtree(folder, ignore_errors=True)
+
+        processes.by_the_first(delete)
+        self._verified -= set(old)
         self._manager.reload()
 
     @contextlib.contextmanager

@@ -53,8 +53,8 @@ def evaluate(
     """Score rows of text; yield `perplexity`, `nll` (nats per token), `accuracy`, counts, and the reasons of rows left
     out.
 
-    `write_row` receives id, subset, nll (sum), num_scored, num_right and perplexity per row. Raises DataError when no row can be
-    scored, UserError when the model has no token head.
+    `write_row` receives id, subset, nll (sum), num_scored, num_right and perplexity per row. Raises DataError when no
+    row can be scored, UserError when the model has no token head.
     """
     if "tokens" not in model.config.heads:
         raise UserError(f"perplexity needs the head 'tokens'; the model has {', '.join(model.config.heads)}")

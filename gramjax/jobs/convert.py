@@ -1,4 +1,4 @@
-"""Convert weights: run, Hugging Face folder or llama2.c file to a Hugging Face, run, adapter or shared-attention folder."""
+"""Convert weights (run, Hugging Face folder, llama2.c file): Hugging Face, run or adapter folder, shared attention."""
 
 import contextlib
 import dataclasses
@@ -135,7 +135,7 @@ def share_attention(params: Any, config: Any, where: str, arguments: Any) -> tup
                      for c in (config, shared))  # fmt: skip
     fresh = sum(x.size for path, x in tree.flatten(new).items() if tables.is_sharing(path))
     if init != "copy" and section.rank >= config.head_dim:
-        state.say(f"rank {section.rank} is not below the width of a head ({config.head_dim}): nothing is saved that way")
+        state.say(f"rank {section.rank} is not below the width of a head ({config.head_dim}): nothing is saved by it")
     print(f"{len(layers)} of {config.num_layers} layers share attention: {list(layers)}; {sharing.as_text(section)}; "
           f"init {init}; {fresh:,} new parameters ({100 * fresh / sum(_sizes(params)):.2f} %); "
           f"cache {100 * after / before:.1f} %")  # fmt: skip

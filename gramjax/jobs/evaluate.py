@@ -25,7 +25,8 @@ SHOWN = ("num_pairs", "accuracy", "accuracy_one_draw", "ties", "num_tied", "num_
          "mean_of_languages_greedy_accuracy", "mean_of_languages_avg@k_compatible",
          "mean_of_languages_greedy_compatible",
          "uncertain_share", "clipped_share", "no_answer_share", "n_errors", "num_skipped",
-         "perplexity", "nll", "num_lists", "selector", "n", "proxy", "oracle", "oracle_share", "num_sequences")  # fmt: skip
+         "perplexity", "nll",
+         "num_lists", "selector", "n", "proxy", "oracle", "oracle_share", "num_sequences")  # fmt: skip
 """The numbers that a person looks for first."""
 
 PASS = re.compile(r"pass@\d+")

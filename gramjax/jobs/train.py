@@ -13,7 +13,7 @@ import jax
 
 from gramjax.checkpoint import state as checkpoints
 from gramjax.core import config as configs
-from gramjax.core import flags, folder, runtime, signals, spec, tree
+from gramjax.core import flags, folder, processes, runtime, signals, spec, tree
 from gramjax.core.errors import UserError
 from gramjax.core.writer import Writer
 from gramjax.data import readers
@@ -84,11 +84,15 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> 
     section = configs.section(config.train, configs.TrainSection, "train")
     plan = loop.Plan(0, section.log_every, section.eval_every if section.evaluate else 0, section.save_every)
     started = time.perf_counter()
-    with checkpoints.RunLock(workdir):
-        folder.prepare(workdir, config, arguments.overrides, config.resume, config.overwrite)
-        run = setup.build_run(config)
-        run.network.renderer.tokenizer.save(workdir / "tokenizer")
-        folder.write_json(workdir / "objective.json", dataclasses.asdict(run.objective_config))
+    with contextlib.ExitStack() as held:
+        processes.by_the_first(lambda: held.enter_context(checkpoints.RunLock(workdir)))
+        processes.agree("config", folder.as_dict(config), folder.differences)
+        processes.by_the_first(
+            lambda: folder.prepare(workdir, config, arguments.overrides, config.resume, config.overwrite)
+        )
+        run = processes.together(lambda: setup.build_run(config))
+        processes.agree("data", run.source.fingerprint())
+        processes.by_the_first(lambda: describe_folder(run, workdir))
         saved = checkpoints.Checkpoints(workdir, keep=section.keep)
         compared = reference.load(config, run)
         about = facts(run, compared)
@@ -98,8 +102,10 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> 
             return
         rows = valid_rows(config) if section.evaluate else []
         outputs = configs.section(config.log, configs.LogSection, "log")
-        watch = signals.Watch()  # several processes: the runtime has to agree on a step
-        watching = watch if jax.process_count() == 1 else contextlib.nullcontext()
+        watch = signals.Watch()
+        alone = jax.process_count() == 1  # several processes: the runtime owns the signal, all stop at one step
+        watching = watch if alone else contextlib.nullcontext()
+        stop = (lambda: watch.asked) if alone else processes.preemption_notice(start_step)
         with Writer(workdir, outputs, run.total_steps, start_step) as writer, saved, watching:
             announce(writer, name, run, start_step)
             log: loop.Writer = writer
@@ -134,11 +140,17 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> 
                 evaluate if rows else None,
                 save,
                 run.source.epoch,
-                lambda: watch.asked,
+                stop,
             )
             if rows:
                 evaluate(run.total_steps, state)
         finish(workdir, run)
+
+
+def describe_folder(run: setup.Run, workdir: Path) -> None:
+    """Write the tokenizer and the settings that follow from the rows."""
+    run.network.renderer.tokenizer.save(workdir / "tokenizer")
+    folder.write_json(workdir / "objective.json", dataclasses.asdict(run.objective_config))
 
 
 def restore_or_start(

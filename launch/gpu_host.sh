@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# All GPUs of one host, or N processes on one machine: gpu_host.sh [--processes=N] [--port=P] VERB [ARGUMENTS ...]
+#
+#   launch/gpu_host.sh train --config=bradley_terry --workdir=runs/bt        one process that sees every GPU (the usual way)
+#   launch/gpu_host.sh --processes=8 train ...                               one process per GPU
+#   JAX_PLATFORMS=cpu launch/gpu_host.sh --processes=2 train ...             two processes on a CPU, joined by jax.distributed
+#
+# SIGTERM and Ctrl-C are passed on to every process. When one ends badly the others are ended too, and its exit code is
+# that of the script: 75 means that the state is saved and the same command goes on.
+set -uo pipefail
+
+processes=1 port=${GRAMJAX_PORT:-}
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    --processes=*) processes=${1#*=} ;;
+    --port=*) port=${1#*=} ;;
+    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *) break ;;
+  esac
+  shift
+done
+if ! [[ $processes =~ ^[1-9][0-9]*$ ]]; then
+  echo "gpu_host.sh: --processes=$processes is not a positive number" >&2
+  exit 2
+fi
+if [[ $# -eq 0 ]]; then
+  echo "gpu_host.sh: give a verb of gramjax, such as train (--help)" >&2
+  exit 2
+fi
+
+gramjax=(gramjax)
+command -v gramjax >/dev/null || gramjax=("${PYTHON:-python3}" -m gramjax)
+if [[ $processes -eq 1 ]]; then
+  exec "${gramjax[@]}" "$@"
+fi
+
+gpus=0
+if [[ ${JAX_PLATFORMS:-} != cpu ]] && command -v nvidia-smi >/dev/null; then
+  gpus=$(nvidia-smi --list-gpus | wc -l)
+  if [[ $gpus -ne $processes ]]; then
+    echo "gpu_host.sh: --processes=$processes, but this host has $gpus GPUs: one process per GPU, or leave it out" >&2
+    exit 2
+  fi
+fi
+# A port that is free now; the same for all processes, which find each other there.
+port=${port:-$("${PYTHON:-python3}" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
+
+pids=()
+forward() { kill "-$1" "${pids[@]}" 2>/dev/null; }
+trap 'forward TERM' TERM
+trap 'forward INT' INT
+for ((i = 0; i < processes; i++)); do
+  (
+    export JAX_COORDINATOR_ADDRESS=127.0.0.1:$port JAX_NUM_PROCESSES=$processes JAX_PROCESS_ID=$i
+    if [[ $gpus -gt 0 ]]; then export CUDA_VISIBLE_DEVICES=$i; fi
+    exec "${gramjax[@]}" "$@"
+  ) &
+  pids+=($!)
+done
+
+# The first bad exit decides. A peer that lost its partner is aborted by the runtime (134): that says less than the cause.
+code=0
+left=("${pids[@]}")
+while [[ ${#left[@]} -gt 0 ]]; do
+  wait -n -p ended "${left[@]}"
+  status=$?
+  if [[ -z ${ended:-} ]]; then continue; fi # a signal woke us; the processes are still there
+  for i in "${!left[@]}"; do
+    if [[ ${left[i]} == "$ended" ]]; then unset 'left[i]'; fi
+  done
+  left=("${left[@]}")
+  if [[ $status -ne 0 && $code -eq 0 ]]; then
+    code=$status
+    for i in "${!pids[@]}"; do
+      if [[ ${pids[i]} == "$ended" ]]; then echo "gpu_host.sh: process $i ended with $status" >&2; fi
+    done
+    if [[ $status -ne 75 && ${#left[@]} -gt 0 ]]; then
+      sleep "${GRAMJAX_GRACE:-5}" # time for the others to say why
+      kill -KILL "${left[@]}" 2>/dev/null
+    fi
+  fi
+done
+exit "$code"
