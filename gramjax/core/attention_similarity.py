@@ -21,6 +21,8 @@ LOG_2 = 0.6931471805599453
 HIDDEN = -1e30
 """Log-weight of a key that a row does not see."""
 
+TINY = float(np.finfo(np.float64).tiny)
+
 PRECISE = jax.lax.Precision.HIGHEST
 
 
@@ -81,82 +83,107 @@ def matched(mean_HG: np.ndarray) -> float:
     return float(mean[matching(mean), np.arange(mean.shape[1])].mean())
 
 
-def centred(scores_BHTS: jax.Array, visible_BTS: jax.Array) -> jax.Array:
-    """Scores less the mean of a row over the keys it sees, which the softmax ignores; 0 at other keys. float32."""
+def centred(scores_BHTS: jax.Array, visible_BTS: jax.Array, weights_BHTS: jax.Array | None = None) -> jax.Array:
+    """Scores less the mean of a row over the keys it sees, which the softmax ignores; 0 at other keys. float32.
+
+    With weights, which are 0 at other keys, the mean is a weighted one.
+    """
     visible = visible_BTS[:, None]
+    weights = visible.astype(jnp.float32) if weights_BHTS is None else weights_BHTS
     scores = jnp.where(visible, scores_BHTS.astype(jnp.float32), 0.0)
-    count = jnp.maximum(jnp.sum(visible, axis=-1, keepdims=True), 1)
-    return jnp.where(visible, scores - jnp.sum(scores, axis=-1, keepdims=True) / count, 0.0)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    mean = jnp.sum(weights * scores, axis=-1, keepdims=True) / jnp.where(total > 0, total, 1.0)
+    return jnp.where(visible, scores - mean, 0.0)
+
+
+def pair_weights(p_BHTS: jax.Array, visible_BTS: jax.Array, rows_BT: jax.Array, uniform: float) -> jax.Array:
+    """How much each pair of a query and a key counts when scores are fitted: 1 for every row that counts, of which
+    `uniform` is spread over the keys that the row sees and the rest lies where the attention lies (`p`: logarithms).
+
+    To second order the divergence of two softmaxes is the variance of the difference of their scores under the
+    attention: a fit that weighs all keys alike spends itself on keys that nobody looks at. Some weight must stay on
+    those, or the fitted scores could rise there.
+    """
+    spread = visible_BTS / jnp.maximum(jnp.sum(visible_BTS, axis=-1, keepdims=True), 1)
+    weights = (1 - uniform) * jnp.exp(p_BHTS) + uniform * spread[:, None]
+    return jnp.where(rows_BT[:, None, :, None] & visible_BTS[:, None], weights, 0.0)
 
 
 @struct.dataclass
 class Moments:
-    """Sums over pairs of a query and a key that it sees, of what two layers say about them: x and y."""
+    """Weighted sums over pairs of a query and a key that it sees, of what two layers say: x, and each head of y."""
 
-    xx_HH: jax.Array
-    yx_HH: jax.Array
-    """Heads of y, then heads of x."""
-    yy_H: jax.Array
-    count: jax.Array
-    """Pairs."""
+    xx_GHH: jax.Array
+    """By head of y, whose weights count."""
+    yx_GH: jax.Array
+    yy_G: jax.Array
 
 
-def moments(x_BHTS: jax.Array, y_BHTS: jax.Array, visible_BTS: jax.Array, rows_BT: jax.Array) -> Moments:
-    """The sums of two layers, whose entries at keys that a query does not see are 0."""
-    use = rows_BT[:, None, :, None]
-    x, y = jnp.where(use, x_BHTS, 0.0), jnp.where(use, y_BHTS, 0.0)
-    product = lambda a, b: jnp.einsum("BHTS,BGTS->HG", a, b, precision=PRECISE)  # noqa: E731
-    pairs = jnp.sum(jnp.where(rows_BT[..., None], visible_BTS, False), dtype=jnp.float32)
-    return Moments(product(x, x), product(y, x), jnp.sum(y * y, axis=(0, 2, 3)), pairs)
+def moments(
+    x_BHTS: jax.Array, y_BGTS: jax.Array, visible_BTS: jax.Array, weights_BGTS: jax.Array, centre: bool = True
+) -> Moments:
+    """The sums of two layers, one head of y at a time; `centre`: of what is left of the means of the rows."""
+
+    def of_head(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        y, w = (a[:, None] for a in part)
+        x = x_BHTS
+        if centre:
+            x, y = centred(x, visible_BTS, w), centred(y, visible_BTS, w)
+        product = lambda a, b: jnp.einsum("BHTS,BKTS->HK", w * a, b, precision=PRECISE)  # noqa: E731
+        return product(x, x), product(x, y)[:, 0], product(y, y)[0, 0]
+
+    return Moments(*jax.lax.map(of_head, (y_BGTS.swapaxes(0, 1), weights_BGTS.swapaxes(0, 1))))
 
 
 def head_map(sums: Moments, ridge: float = 1e-4) -> np.ndarray:
-    """The map of heads M [H, H] for which M x is closest to y: y x^T (x x^T + ridge * s I)^-1.
+    """The map of heads M [G, H] for which M x is closest to y: by head of y, y x^T (x x^T + ridge * s I)^-1.
 
     s is the mean of the diagonal of x x^T, so that the ridge does not depend on the scale of the scores.
     """
-    xx, yx = np.asarray(sums.xx_HH, np.float64), np.asarray(sums.yx_HH, np.float64)
-    scale = max(float(np.trace(xx)) / len(xx), np.finfo(np.float64).tiny)
-    return np.linalg.solve(xx + ridge * scale * np.eye(len(xx)), yx.T).T
+    xx, yx = np.asarray(sums.xx_GHH, np.float64), np.asarray(sums.yx_GH, np.float64)
+    scale = np.maximum(np.trace(xx, axis1=1, axis2=2) / xx.shape[-1], TINY)
+    return np.linalg.solve(xx + ridge * scale[:, None, None] * np.eye(xx.shape[-1]), yx[..., None])[..., 0]
 
 
-def unexplained(sums: Moments, map_HH: np.ndarray) -> np.ndarray:
-    """Share [H] of the squares of y that M x leaves."""
-    xx, yx, yy = (np.asarray(x, np.float64) for x in (sums.xx_HH, sums.yx_HH, sums.yy_H))
-    left = yy - 2 * np.sum(map_HH * yx, axis=1) + np.einsum("ij,jk,ik->i", map_HH, xx, map_HH)
-    return np.maximum(left, 0.0) / np.maximum(yy, np.finfo(np.float64).tiny)
+def unexplained(sums: Moments, map_GH: np.ndarray) -> np.ndarray:
+    """Share [G] of the squares of y that M x leaves."""
+    xx, yx, yy = (np.asarray(x, np.float64) for x in (sums.xx_GHH, sums.yx_GH, sums.yy_G))
+    left = yy - 2 * np.sum(map_GH * yx, axis=1) + np.einsum("gi,gij,gj->g", map_GH, xx, map_GH)
+    return np.maximum(left, 0.0) / np.maximum(yy, TINY)
 
 
 @struct.dataclass
 class PairMoments:
-    """Sums over visible pairs of query i and key j, for fitting x_i^T B z_ij to a target R_ij of mean 0 in each row.
+    """Weighted sums over visible pairs of query i and key j, for fitting x_i^T B z_ij to a target R_ij, head by head.
 
-    z_ij is x_j less its mean over the keys that i sees: what B makes of that mean is the same for all keys of a row.
+    z_ij is x_j less its weighted mean over the keys that i sees: what B makes of that mean is the same for all keys.
     """
 
     target_HDD: jax.Array
-    """R_ij x_i x_j^T (the mean of x_j falls out)."""
+    """R_ij x_i x_j^T (the target has mean 0 in each row, so that the mean of x_j falls out)."""
     queries_DD: jax.Array
-    """x_i x_i^T, once for each key."""
-    keys_DD: jax.Array
+    """x_i x_i^T over the rows that count."""
+    keys_HDD: jax.Array
     """z_ij z_ij^T."""
     count: jax.Array
+    """Rows that count, the sum of all weights of a head."""
 
 
-def pair_moments(target_BHTS: jax.Array, x_BTD: jax.Array, visible_BTS: jax.Array, rows_BT: jax.Array) -> PairMoments:
-    """The sums of one batch, a head at a time; the target is 0 at keys that a query does not see."""
+def pair_moments(target_BHTS: jax.Array, x_BTD: jax.Array, visible_BTS: jax.Array, weights: jax.Array) -> PairMoments:
+    """The sums of one batch, a head at a time. `weights` [B, H, T, S] are `pair_weights`, 1 in all for a row."""
     x = x_BTD.astype(jnp.float32)
-    use_BTS = (visible_BTS & rows_BT[..., None]).astype(jnp.float32)
-    keys_BT, times_BS = jnp.sum(use_BTS, axis=2), jnp.sum(use_BTS, axis=1)
     outer = lambda a, b: jnp.einsum("BTD,BTE->DE", a, b, precision=PRECISE)  # noqa: E731
+    rows_BT = jnp.sum(weights[:, 0], axis=-1)
 
-    def of_head(target_BTS: jax.Array) -> jax.Array:
-        return outer(x, jnp.einsum("BTS,BSE->BTE", target_BTS * use_BTS, x, precision=PRECISE))
+    def of_head(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        target, w = part
+        target = centred(target[:, None], visible_BTS, w[:, None])[:, 0]
+        mean_BTD = jnp.einsum("BTS,BSD->BTD", w, x, precision=PRECISE)
+        keys_DD = outer(x * jnp.sum(w, axis=1)[..., None], x) - outer(mean_BTD, mean_BTD)
+        return outer(x, jnp.einsum("BTS,BSE->BTE", w * target, x, precision=PRECISE)), keys_DD
 
-    mean_BTD = jnp.einsum("BTS,BSD->BTD", use_BTS, x, precision=PRECISE) / jnp.maximum(keys_BT, 1.0)[..., None]
-    keys_DD = outer(x * times_BS[..., None], x) - outer(mean_BTD * keys_BT[..., None], mean_BTD)
-    target_HDD = jax.lax.map(of_head, target_BHTS.swapaxes(0, 1))
-    return PairMoments(target_HDD, outer(x * keys_BT[..., None], x), keys_DD, jnp.sum(use_BTS))
+    target_HDD, keys_HDD = jax.lax.map(of_head, (target_BHTS.swapaxes(0, 1), weights.swapaxes(0, 1)))
+    return PairMoments(target_HDD, outer(x * rows_BT[..., None], x), keys_HDD, jnp.sum(rows_BT))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +194,7 @@ class LowRank:
     key: np.ndarray
 
 
-def low_rank(sums: PairMoments, rank: int, key_heads: int, factor: float = 1.0, ridge: float = 1e-6) -> LowRank:
+def low_rank(sums: PairMoments, rank: int, key_heads: int, factor: float = 1.0, ridge: float = 1e-3) -> LowRank:
     """The pair of rank R whose scores, times `factor`, are closest to the target.
 
     With C_q and C_k the second moments of queries and keys, B = C_q^-1/2 trunc(C_q^-1/2 E[R x x^T] C_k^-1/2) C_k^-1/2
@@ -176,14 +203,15 @@ def low_rank(sums: PairMoments, rank: int, key_heads: int, factor: float = 1.0, 
     share of the mean variance) keeps directions out that the inputs do not have.
     """
     count = max(float(sums.count), 1.0)
-    left, right = (_inverse_root(np.asarray(x, np.float64) / count, ridge) for x in (sums.queries_DD, sums.keys_DD))
-    target_HDD = np.asarray(sums.target_HDD, np.float64) / count
+    left = _inverse_root(np.asarray(sums.queries_DD, np.float64) / count, ridge)
+    target_HDD, keys_HDD = (np.asarray(x, np.float64) / count for x in (sums.target_HDD, sums.keys_HDD))
     heads, width, _ = target_HDD.shape
     query, key = np.zeros((width, heads, rank)), np.zeros((width, key_heads, rank))
     group = heads // key_heads
     kept = min(rank, width)
     for head in range(key_heads):
         own = slice(head * group, (head + 1) * group)
+        right = _inverse_root(keys_HDD[own].mean(axis=0), ridge)
         stacked = np.concatenate([left @ target @ right for target in target_HDD[own]])
         u, s, v = np.linalg.svd(stacked, full_matrices=False)
         root = np.sqrt(s[:kept] / factor)
@@ -195,5 +223,5 @@ def low_rank(sums: PairMoments, rank: int, key_heads: int, factor: float = 1.0, 
 
 def _inverse_root(matrix: np.ndarray, ridge: float) -> np.ndarray:
     values, vectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
-    values = values + ridge * max(float(values.mean()), np.finfo(np.float64).tiny)
-    return (vectors / np.sqrt(np.maximum(values, np.finfo(np.float64).tiny))) @ vectors.T
+    values = np.maximum(values + ridge * max(float(values.mean()), TINY), TINY)
+    return (vectors / np.sqrt(values)) @ vectors.T

@@ -29,6 +29,8 @@ from gramjax.models.stack import Observer, Seen
 
 RIDGE = 1e-4
 """Of the map of heads, as a share of the mean variance of the scores."""
+UNIFORM = 0.1
+"""How much of the weight of a query is spread over all keys; the rest lies where its attention lies."""
 LONGEST = 512
 """Tokens of a text that `from_file` reads."""
 ROWS_PER_BATCH = 8
@@ -48,7 +50,7 @@ class Fitted:
     low_rank: Mapping[int, tuple[np.ndarray, np.ndarray]]
     """Query and key projections, [D, H, R] and [D, K, R]; empty where there is no closed form."""
     unexplained: Mapping[int, float]
-    """Share of the variance of a layer's scores that its map of heads leaves (before the low-rank pair)."""
+    """Share of the (weighted) variance of a layer's scores that its map of heads leaves, before the low-rank pair."""
 
 
 def has_map(section: LisaSection) -> bool:
@@ -67,19 +69,21 @@ def calibrate(
     batches: Iterable[Mapping[str, Any]],
     section: LisaSection,
     ridge: float = RIDGE,
+    uniform: float = UNIFORM,
     together: bool = True,
 ) -> Fitted:
     """Fit the layers of a section to a plain model that reads `batches` (gone through several times).
 
     A batch has `tokens`, and optionally `segment_ids`, `positions` and `counted` (queries that count; default: what is
-    no padding). `together=False` fits each layer as if it alone were to share.
+    no padding). `uniform` is that of `attention_similarity.pair_weights`. `together=False` fits each layer as if it
+    alone were to share.
     """
     if model.config.lisa.layers:
         raise UserError("layers that share attention are fitted to the original model: this one shares already")
     sharing = dataclasses.replace(model.config, lisa=section)
     lisa.check(section, model.config.num_layers, model.config.head_dim)
     state = _start(sharing)
-    moments, residuals, gains = (_compiled(model, sharing, wanted) for wanted in WANTED)
+    moments, residuals, gains = (_compiled(model, sharing, wanted, uniform) for wanted in WANTED)
     shares = np.zeros(model.config.num_layers, bool)
     shares[list(section.layers)] = together
     mixing, pairs, left = {}, {}, {}
@@ -125,7 +129,7 @@ def _total(parts: Iterator[Any]) -> Any:
     return total
 
 
-def _compiled(model: Model, sharing: Any, wanted: str) -> Callable[..., Any]:
+def _compiled(model: Model, sharing: Any, wanted: str, uniform: float) -> Callable[..., Any]:
     """`(weights, batch, state, shares, layer)` to the sums over a batch: of `heads` for every layer, stacked, of the
     others for one layer."""
     place = None if model.mesh is None else sharding.replicated(model.mesh)
@@ -140,18 +144,22 @@ def _compiled(model: Model, sharing: Any, wanted: str) -> Callable[..., Any]:
             visible = seen.visible_BTS
             rows_BT = similar.rows_that_count(visible, counted_BT)
             known = jax.tree.map(lambda leaf: leaf[index], state)
-            own = features(seen.scores_BHTS, visible, sharing.lisa)
+            before = sharing.lisa.share_point == "pre"
+            own, weights_log = seen.scores_BHTS, similar.log_weights(seen.scores_BHTS, visible)
+            own = own if before else jnp.exp(weights_log)
+            pair_weights = similar.pair_weights(weights_log, visible, rows_BT, uniform if before else 1.0)
             handed = jnp.where(index == 0, own, handed)
 
             def of_the_layer() -> Any:
                 target = own - jnp.einsum("GH,BHTS->BGTS", known["mixing"], handed)
                 if wanted == "pair":
-                    return similar.pair_moments(target, seen.hidden_BTD, visible, rows_BT)
-                made = similar.centred(difference(known, sharing, seen), visible)
-                sums = similar.moments(made, target, visible, rows_BT)
-                return jnp.diag(sums.yx_HH), jnp.diag(sums.xx_HH)
+                    return similar.pair_moments(target, seen.hidden_BTD, visible, pair_weights)
+                made, target = (similar.centred(x, visible, pair_weights)
+                                for x in (difference(known, sharing, seen), target))  # fmt: skip
+                sums = lambda x, y: jnp.sum(pair_weights * x * y, axis=(0, 2, 3))  # noqa: E731
+                return sums(made, target), sums(made, made)
 
-            kept = similar.moments(handed, own, visible, rows_BT) if wanted == "heads" else ()
+            kept = similar.moments(handed, own, visible, pair_weights, before) if wanted == "heads" else ()
             total = total if wanted == "heads" else jax.lax.cond(index == layer, of_the_layer, lambda: total)
             made = handed if sharing.lisa.source == "anchor" else handed_on(known, sharing, seen, handed)
             return (index + 1, jnp.where(shares_L[index], made, own), total), kept
@@ -159,7 +167,7 @@ def _compiled(model: Model, sharing: Any, wanted: str) -> Callable[..., Any]:
         square, none = jnp.zeros((D, D)), jnp.zeros((H,))
         total = {
             "heads": (), "gain": (none, none),
-            "pair": similar.PairMoments(jnp.zeros((H, D, D)), square, square, jnp.zeros(())),
+            "pair": similar.PairMoments(jnp.zeros((H, D, D)), square, jnp.zeros((H, D, D)), jnp.zeros(())),
         }[wanted]  # fmt: skip
         memory = (jnp.zeros((), jnp.int32), jnp.zeros((B, H, T, T), jnp.float32), total)
         out = model.forward(weights, batch, observer=Observer(see, memory))
@@ -176,13 +184,6 @@ def counted(batch: Mapping[str, jax.Array]) -> jax.Array:
     return jnp.ones(batch["tokens"].shape, bool) if segments is None else segments != 0
 
 
-def features(scores_BHTS: jax.Array, visible_BTS: jax.Array, section: LisaSection) -> jax.Array:
-    """What a layer hands on, 0 at keys that a query does not see: centred scores, or attention weights."""
-    if section.share_point == "pre":
-        return similar.centred(scores_BHTS, visible_BTS)
-    return jnp.exp(similar.log_weights(scores_BHTS, visible_BTS))
-
-
 def difference(known: Mapping[str, jax.Array], sharing: Any, seen: Seen) -> jax.Array:
     """Scores [B, H, T, S] of the low-rank pair of `known`, which is not rotated."""
     q, k = (jnp.einsum("BTD,DHR->BTHR", seen.hidden_BTD, known[name]) for name in ("q_low", "k_low"))
@@ -193,8 +194,7 @@ def handed_on(known: Mapping[str, jax.Array], sharing: Any, seen: Seen, handed_B
     """What a layer hands on that shares with the map of heads and the low-rank pair of `known`."""
     delta = difference(known, sharing, seen) if "q_low" in known else None
     linear = dataclasses.replace(sharing.lisa, align="linear", align_residual=False)
-    made, _ = lisa.combine({"align_in": known["mixing"].T}, handed_BHTS, delta, seen.visible_BTS, linear)
-    return similar.centred(made, seen.visible_BTS) if linear.share_point == "pre" else made
+    return lisa.combine({"align_in": known["mixing"].T}, handed_BHTS, delta, seen.visible_BTS, linear)[0]
 
 
 def from_file(

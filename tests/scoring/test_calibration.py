@@ -51,7 +51,7 @@ def observed(params, config=CONFIG):
 
 def fitted(params, together=True, text=None, ridge=1e-7, **settings):
     section = lisa.LisaSection(settings.pop("layers", (2,)), **settings)
-    return section, calibration.calibrate(HANDLE, HANDLE.pack(params), text or batches(), section, ridge, together)
+    return section, calibration.calibrate(HANDLE, HANDLE.pack(params), text or batches(), section, ridge, 1.0, together)
 
 
 def converted(params, section, found):
@@ -85,7 +85,8 @@ def test_maps_of_a_chain_are_ridges_on_what_is_handed_on(source):
     scores, visible, _ = observed(params)
     use = np.asarray(visible[1])[:, None] & (SEGMENTS != 0)[:, None, :, None]
     s = [np.asarray(similar.centred(scores[i], visible[i]), np.float64) for i in range(4)]
-    flat = [np.where(use, x, 0).transpose(1, 0, 2, 3).reshape(4, -1) for x in s]
+    row = np.maximum(np.sum(np.asarray(visible[1]), axis=-1), 1)[:, None, :, None]  # every row weighs the same
+    flat = [np.where(use, x / np.sqrt(row), 0).transpose(1, 0, 2, 3).reshape(4, -1) for x in s]
 
     def ridge(y, x):
         return y @ x.T @ np.linalg.inv(x @ x.T)
