@@ -19,7 +19,7 @@ from gramjax.models import decoder
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = str(ROOT / "tests" / "jobs" / "tiny.py")
-STEPS = 60
+STEPS = 40
 SETTINGS = [f"--config.train.steps={STEPS}", "--config.train.save_every=10", "--config.train.evaluate=False"]
 
 
@@ -162,3 +162,28 @@ def test_a_file_that_one_host_lacks_stops_all_with_its_error(tmp_path):
     codes, texts = pair([[sys.executable, str(worker), str(rows)], [sys.executable, str(worker), str(rows) + ".gone"]])
     assert codes == [3, 3], texts
     assert all(".gone" in text for text in texts) and "process 1 of 2" in texts[0]
+
+
+def test_rollouts_of_two_processes_are_those_of_one(tmp_path):
+    """Each draws its share of the groups; the rewards of every step and the policy at the end are the same."""
+    rewards = tmp_path / "rewards.py"
+    body = "return [sum(c.isdigit() for c in t) / 4 for t in completions]"
+    rewards.write_text(f"def digits(completions, **kwargs):\n    {body}\n")
+    config = [f"--config={ROOT / 'tests' / 'jobs' / 'tiny_grpo.py'}:{rewards}", "--config.train.steps=3"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    command = [sys.executable, "-m", "gramjax", "train", *config, f"--workdir={one}"]
+    done = subprocess.run(command, env=environment(2), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    script = [str(ROOT / "launch" / "gpu_host.sh"), "--processes=2", "train", *config, f"--workdir={two}"]
+    with (tmp_path / "log").open("w") as log:
+        job = subprocess.Popen(script, env=environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            assert job.wait(300) == 0, Path(log.name).read_text()[-3000:]
+        finally:
+            end(job)
+    logs = [read_metrics(run / "metrics.jsonl") for run in (one, two)]
+    found = [[(entry["step"], entry["reward"]) for entry in log if "loss" in entry] for log in logs]
+    assert found[0] == found[1] and len(found[0]) == 3 and any(reward for _, reward in found[0])
+    want, got = params_of(one), params_of(two)
+    for path in want:
+        np.testing.assert_allclose(got[path], want[path], atol=1e-6, err_msg=path)
