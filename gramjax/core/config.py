@@ -96,6 +96,9 @@ class OptimSection:
     name: str = "adamw"
     lr: float = 1e-5
     """Largest learning rate."""
+    lr_factors: tuple[str, ...] = ()
+    """Factors of the learning rate by parameter, each `pattern:factor`; the first pattern that matches the whole path
+    counts, and 1 where none does."""
     schedule: str = "cosine"
     """`cosine`, `linear` or `constant` after the warm-up."""
     warmup_ratio: float = 0.1

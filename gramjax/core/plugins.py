@@ -25,7 +25,8 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
 """What a file in each plug-in folder must define; `tests/test_floors.py` checks every file against it.
 
 What it may define besides: an objective `resolve(config, renderer)`, `fit_rows(config, rows)` (settings that follow
-from the training rows) and `row_types(config)`; an eval `SAMPLES`. An annotator is given a `Sampler`, or with
+from the training rows), `row_types(config)` and `reference_arch(arch)` (of the model that it compares with, given the
+one that trains); an eval `SAMPLES`. An annotator is given a `Sampler`, or with
 `OPENS = "network"` and `heads(config, have)` (the heads to open a model with, given its own) a
 `scoring.representations.Encoder`; a NumPy `vector` in its rows is kept beside them (`data.vectors`);
 `summarise(rows, vectors)` adds to its summary. A row selection names in `FEATURES` the settings that hold a folder of

@@ -116,7 +116,7 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> 
 
             network = run.network
             ends, evals = end_ids_of(network), config.evals if rows else {}
-            beside = reference.packed(compared, network) if evaluation.compares(evals) else None
+            beside = reference.packed(compared) if evaluation.compares(evals) else None
             evaluator = evaluation.make_evaluator(network.model, network.renderer, evals, ends, beside)
 
             def evaluate(step: int, state: Any) -> None:

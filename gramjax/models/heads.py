@@ -131,6 +131,34 @@ def predictions(
     return logprobs, hits
 
 
+def divergence(
+    weights: Any,
+    hidden_BTD: jax.Array,
+    reference: Any,
+    reference_BTD: jax.Array,
+    mask_BT: jax.Array,
+    temperature: float = 1.0,
+    chunk: int = 1024,
+) -> jax.Array:
+    """Sum over tokens of mask * t^2 KL(reference || model) of the next token, both softmaxes at the temperature t.
+
+    t^2 keeps the size of the gradient. Only `chunk` tokens have logits at a time, which the backward pass makes again.
+    """
+    matrices = output_matrix(weights), output_matrix(reference)
+    B, T = mask_BT.shape
+    count, size = _chunks(B, T, chunk)
+
+    @jax.checkpoint
+    def step(total: jax.Array, part: Any) -> tuple[jax.Array, None]:
+        *states, mask = part
+        ours, theirs = (jax.nn.log_softmax(_matmul(h, *matrix) / temperature) for h, matrix in zip(states, matrices))
+        return total + jnp.sum(mask * jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)), None
+
+    parts = tuple(_split(x, count, size) for x in (hidden_BTD, reference_BTD, mask_BT.astype(jnp.float32)))
+    total, _ = jax.lax.scan(step, jnp.zeros((), jnp.float32), parts)
+    return temperature**2 * total
+
+
 def token_statistics(
     weights: Any,
     hidden_BTD: jax.Array,

@@ -164,6 +164,15 @@ def _stack(layers: Sequence[Any], dtype: Any) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack([cast(leaf, dtype) for leaf in leaves]), *layers)
 
 
+def unpack(packed: Packed) -> dict[int, Any]:
+    """The layers of a stack in use, one by one."""
+    out = {}
+    for tree_of_run, run in zip(packed.trees, packed.runs, strict=True):
+        for offset, layer in enumerate(range(run.start, run.stop)):
+            out[layer] = jax.tree.map(lambda x: x[offset], tree_of_run) if run.stacked else tree_of_run  # noqa: B023
+    return out
+
+
 BlockFunction = Callable[[Any, Any, Any, str], tuple[Any, Any]]
 """`block(weights, carry, cache, kind) -> (carry, out)`."""
 

@@ -1,7 +1,7 @@
 """The update: schedule, clipping, AdamW, all inside the trained partition."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,10 +44,43 @@ def build(section: OptimSection, labels: Mapping[str, str], total_steps: int) ->
         optax.add_decayed_weights(section.weight_decay, mask=decayed) if section.weight_decay else optax.identity(),
         optax.scale_by_learning_rate(schedule(section, total_steps)),
     ]
+    if section.lr_factors:
+        parts.insert(2, scale_by_path(lr_factors(section.lr_factors, labels)))
     if section.clip_norm:
         parts.insert(0, optax.clip_by_global_norm(section.clip_norm))
     label_tree = tree.unflatten(dict(labels))
     return optax.partition({tree.TRAIN: optax.chain(*parts), tree.FREEZE: optax.set_to_zero()}, label_tree)
+
+
+def lr_factors(given: Sequence[str], labels: Mapping[str, str]) -> dict[str, float]:
+    """The factor of every trained parameter that has one.
+
+    Raises UserError for an entry that is not `pattern:factor`, and for a pattern that no trained parameter needs.
+    """
+    where, out = "config.optim.lr_factors", dict[str, float]()
+    for entry in given:
+        pattern, colon, text = entry.rpartition(":")
+        try:
+            factor, compiled = float(text), re.compile(pattern)
+        except (ValueError, re.error):
+            raise UserError(f"{where}: {entry!r} is not of the form 'pattern:factor'") from None
+        if not colon or not 0 <= factor < float("inf"):
+            raise UserError(f"{where}: {entry!r} is not of the form 'pattern:factor', with a factor of 0 or more")
+        hits = [path for path, label in labels.items() if label == tree.TRAIN and compiled.fullmatch(path)]
+        if not (new := [path for path in hits if path not in out]):
+            why = "an earlier pattern has all that it matches" if hits else "it matches no parameter that trains"
+            raise UserError(f"{where}: {entry!r}: {why}")
+        out.update(dict.fromkeys(new, factor))
+    return out
+
+
+def scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation:
+    """Updates times the factors of their paths."""
+
+    def scaled(updates: Any, params: Any = None) -> Any:
+        return jax.tree.map_with_path(lambda path, leaf: leaf * factors.get(_path(path), 1.0), updates)
+
+    return optax.stateless(scaled)
 
 
 def _path(keys: tuple) -> str:

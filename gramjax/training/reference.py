@@ -27,6 +27,8 @@ class Reference:
 
     params: Any
     fingerprint: str
+    model: Any
+    """Whose weights they are."""
 
 
 def load(config: Any, run: setup.Run) -> Reference | None:
@@ -44,12 +46,17 @@ def load(config: Any, run: setup.Run) -> Reference | None:
     source = weight_source.open_source(section.path, section.step or None) if section.path else network.source
     arch = lora.off(network.model.config) if source is None else source.config
     arch = dataclasses.replace(arch, heads=HEADS)
-    check_same(arch, network.model.config)
+    expected = setup.reference_model(network.model, run.objective).config
+    if not section.path and expected != lora.off(network.model.config):
+        raise UserError("this objective compares with the model before its layers shared anything: give "
+                        "--config.reference.path=ORIGINAL, or set the terms that look at it to 0")  # fmt: skip
+    check_same(arch, expected)
     model = dataclasses.replace(network.model, config=arch)
     params = setup.load_for_use(dataclasses.replace(network, model=model, source=source), run.seed)
     params = lora.merge(params, arch)
     sums = checksums(tree.flatten(params))
-    return Reference(params, hashlib.sha256(repr(sorted(sums.items())).encode()).hexdigest())
+    model = dataclasses.replace(model, config=lora.off(arch))
+    return Reference(params, hashlib.sha256(repr(sorted(sums.items())).encode()).hexdigest(), model)
 
 
 def base_is_frozen(run: setup.Run) -> bool:
@@ -58,12 +65,11 @@ def base_is_frozen(run: setup.Run) -> bool:
     return bool(adapters) and all(lora.is_rank_leaf(path) for path, label in run.labels.items() if label == tree.TRAIN)
 
 
-def packed(compared: Reference | None, network: setup.Network) -> Any:
+def packed(compared: Reference | None) -> Any:
     """The weights in use of a reference, for evaluations; None without one."""
     if compared is None:
         return None
-    model = dataclasses.replace(network.model, config=lora.off(network.model.config))
-    return jax.jit(model.pack)(compared.params)
+    return jax.jit(compared.model.pack)(compared.params)
 
 
 def check_same(reference: Any, trained: Any) -> None:

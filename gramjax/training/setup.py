@@ -235,6 +235,7 @@ def build_run(config: Any) -> Run:
         optimizer.schedule(optim, source.steps),
         train.grad_accum,
         may_be_empty=rolls,
+        reference_model=reference_model(model, objective),
     )
     with_reference = with_reference and not rolls
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
@@ -292,6 +293,14 @@ def _loss(
 def needs_reference(objective: ModuleType, objective_config: Any) -> bool:
     """Whether the loss looks at the weights of a second, frozen model."""
     return hasattr(objective, "needs_reference") and objective.needs_reference(objective_config)
+
+
+def reference_model(model: Model, objective: ModuleType) -> Model:
+    """The model whose weights a reference holds: the trained one without adapters, or what the objective says."""
+    arch = lora.off(model.config)
+    if hasattr(objective, "reference_arch"):
+        arch = objective.reference_arch(arch)
+    return dataclasses.replace(model, config=arch)
 
 
 def check_batch(train: configs.TrainSection, mesh: Mesh) -> None:

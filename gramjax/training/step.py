@@ -31,10 +31,12 @@ def make_step(
     learning_rate: optax.Schedule,
     grad_accum: int = 1,
     may_be_empty: bool = False,
+    reference_model: Any = None,
 ) -> Callable[..., tuple[State, dict[str, Pair]]]:
     """The function `(state, batch[, reference]) -> (state, metrics)`, to be jitted with the state alone donated.
 
-    `reference` holds the parameters at rest of a model that `loss` is to be given in use (packed once a step).
+    `reference` holds the parameters at rest of a model that `loss` is to be given in use (packed once a step, as
+    weights of `reference_model`; default: of `model`).
     `may_be_empty`: a batch whose loss has weight 0 changes neither parameters nor optimiser state (momentum would move
     them); the step counts.
     """
@@ -46,7 +48,7 @@ def make_step(
 
     def step(state: State, batch: Any, *reference: Any) -> tuple[State, dict[str, Pair]]:
         trained, frozen = tree.split(state["params"], labels)
-        packed = [model.pack(params) for params in reference]
+        packed = [(reference_model or model).pack(params) for params in reference]
 
         def gradients(batch: Any) -> tuple[Any, Any]:
             value_and_grad = jax.value_and_grad(total_loss, has_aux=True)

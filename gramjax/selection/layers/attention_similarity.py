@@ -22,7 +22,7 @@ from gramjax.core.errors import UserError
 from gramjax.core.layer_selection import LayerScores
 from gramjax.models import block, heads
 from gramjax.models.lisa import LisaSection
-from gramjax.models.stack import Observer, Packed, Seen
+from gramjax.models.stack import Observer, Seen, unpack
 from gramjax.scoring import calibration
 
 PLOT = "similarity"
@@ -196,7 +196,7 @@ def _mean(parts: Any) -> float:
 
 def _loss(sharing: Any, layer: int, weights: Any, leaves: Mapping[str, Any], batch: Any) -> tuple[Any, Any]:
     """The loss when a layer has these leaves in place of its query and key projections."""
-    layers = unpacked(weights["layers"])
+    layers = {f"{number:03d}": tree for number, tree in unpack(weights["layers"]).items()}
     name = f"{layer:03d}"
     kept = {leaf: x for leaf, x in layers[name]["attn"].items() if leaf.partition("_")[0] not in ("q", "k")}
     fresh = {leaf: x.astype(sharing.compute_dtype) for leaf, x in leaves.items()}
@@ -211,15 +211,6 @@ def _text_loss(model: Any, weights: Any, batch: Any) -> tuple[Any, Any]:
     mask = (after(counted_BT) & (after(segments) == segments)).astype(jnp.float32)
     hidden = model.forward(weights, batch).hidden
     return heads.cross_entropy(weights, hidden, after(tokens), mask, model.logit_chunk), jnp.sum(mask)
-
-
-def unpacked(packed: Packed) -> dict[str, Any]:
-    """The layers of a stack in use, one by one."""
-    out = {}
-    for tree, run in zip(packed.trees, packed.runs, strict=True):
-        for offset, layer in enumerate(range(run.start, run.stop)):
-            out[f"{layer:03d}"] = jax.tree.map(lambda x: x[offset], tree) if run.stacked else tree  # noqa: B023
-    return out
 
 
 def choose(scores: Mapping[str, Sequence[float]], total: int, config: Config) -> tuple[tuple[int, ...], list[str]]:
