@@ -37,6 +37,8 @@ class Variant:
     method: str
     init: str = "share"
     trained: bool = False
+    chosen: bool = False
+    """The layers are those that share at the least cost (`select_layers`), not the deepest."""
 
 
 VARIANTS = {
@@ -49,6 +51,8 @@ VARIANTS = {
     "LiSA from sharing": Variant("lisa", "share", True),
     "LiSA, calibrated": Variant("lisa", "calibrated", True),
     "LiSA, linear, calibrated": Variant("linear", "calibrated", True),
+    "DS, chosen layers": Variant("share", chosen=True),
+    "LiSA, calibrated, chosen layers": Variant("lisa", "calibrated", True, True),
 }
 
 
@@ -103,11 +107,27 @@ def judged(model: Path, about: Subject, folder: Path) -> dict[str, float]:
     return {name: found[name] for name in ("perplexity", "nll", "accuracy")}
 
 
+def chosen(about: Subject, count: int, folder: Path) -> list[int]:
+    """The layers whose sharing, calibrated and one at a time, costs the least on the text that is trained on."""
+    if not (folder / "layers.json").exists():
+        tokens = [f"--config.tokenizer.path={about.tokenizer}"] if about.tokenizer else []
+        gramjax("select_layers", "--config=select_layers", "--config.selection=attention_similarity",
+                f"--config.model.path={about.model}", f"--config.data.path={about.rows / 'train.jsonl'}",
+                "--config.probe.max_tokens=16000", f"--config.selection.rank={about.rank}",
+                "--config.selection.batches=2", "--config.selection.max_js=1.0", "--config.selection.min_layer=1",
+                f"--workdir={folder}", *tokens)  # fmt: skip
+    cost = json.loads((folder / "layers.json").read_text("utf-8"))["scores"]["sensitivity_calibrated"]
+    return sorted(sorted(range(1, about.layers), key=lambda layer: cost[layer])[:count])
+
+
 def converted(variant: Variant, about: Subject, count: int, seed: int, target: Path) -> dict[str, float]:
     """Convert the model; what the verb says of parameters and cache."""
     note = target.with_suffix(".txt")
     if not target.exists():
-        options = [f"--layers=deepest:{count}", f"--method={variant.method}", "--to=lisa", f"--seed={seed}"]
+        layers = f"deepest:{count}"
+        if variant.chosen:
+            layers = ",".join(map(str, chosen(about, count, target.parents[3] / "layers")))
+        options = [f"--layers={layers}", f"--method={variant.method}", "--to=lisa", f"--seed={seed}"]
         if variant.method not in ("share", "align"):
             options.append(f"--set=rank={about.rank}")
         if variant.init:
