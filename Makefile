@@ -1,4 +1,4 @@
-# make quickstart | test | smoke | lint | types | docs | clean
+# make quickstart | test | smoke | chaos | lint | types | docs | clean
 #
 # PYTHON=python3.12 uses that interpreter in an environment of its own (.venv-3.12); without it the first of python3.11,
 # python3, python3.12 that works is used, in .venv. Stamps in the environment say what is installed already.
@@ -22,7 +22,9 @@ TESTS ?= tests
 PYTEST_ARGS ?=
 RUN ?= runs/quickstart
 
-.PHONY: quickstart test smoke lint types docs install dev clean python
+MINUTES ?= 10
+
+.PHONY: quickstart test smoke chaos lint types docs install dev clean python
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -34,6 +36,9 @@ test: dev
 
 smoke: dev
 	$(BIN)/python -m pytest -m smoke $(PYTEST_ARGS) $(TESTS)
+
+chaos: dev
+	JAX_PLATFORMS=cpu $(BIN)/python tests/faults/chaos.py --minutes $(MINUTES) $(ARGS)
 
 lint: dev
 	$(BIN)/ruff check .

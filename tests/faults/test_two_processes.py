@@ -32,7 +32,8 @@ def environment(devices=1):
 def launch(workdir, *settings, log):
     """The launcher with two processes, in a session of its own."""
     script = ROOT / "launch" / "gpu_host.sh"
-    command = [str(script), "--processes=2", "train", f"--config={TINY}", f"--workdir={workdir}", *SETTINGS, *settings]
+    given = [*(s for s in SETTINGS if s.partition("=")[0] not in {t.partition("=")[0] for t in settings}), *settings]
+    command = [str(script), "--processes=2", "train", f"--config={TINY}", f"--workdir={workdir}", *given]
     return subprocess.Popen(command, env=environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
@@ -78,14 +79,18 @@ def params_of(run):
     return tree.flatten(source.load(decoder.specs(source.config), source.config).params)
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """One process with two devices, undisturbed."""
-    run = tmp_path_factory.mktemp("alone") / "run"
-    command = [sys.executable, "-m", "gramjax", "train", f"--config={TINY}", f"--workdir={run}", *SETTINGS]
+def undisturbed(run, *settings):
+    """One process with two devices, from the first step to the last."""
+    given = [*(s for s in SETTINGS if s.partition("=")[0] not in {t.partition("=")[0] for t in settings}), *settings]
+    command = [sys.executable, "-m", "gramjax", "train", f"--config={TINY}", f"--workdir={run}", *given]
     done = subprocess.run(command, env=environment(2), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return run
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return undisturbed(tmp_path_factory.mktemp("alone") / "run")
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes under /proc")
