@@ -66,6 +66,7 @@ def _draw(
         bottom.set_title("Rise of the loss when it alone shares")
         bottom.set_ylabel("nats per token")
         bottom.axhline(0, color=style.MUTED, lw=0.8)
+        bottom.set_ylim(top=bottom.get_ylim()[1] * 1.3)  # room for the legend
         _mark(bottom, chosen)
         bottom.legend()
     step = max(1, count // 16)

@@ -35,8 +35,9 @@ LONGEST = 512
 """Tokens of a text that `from_file` reads."""
 ROWS_PER_BATCH = 8
 
-WANTED = ("heads", "pair", "gain")
-"""What a pass sums up: for the map of heads, for the low-rank pair, and for the factor that fits its scores best."""
+WANTED = ("all", "heads", "pair", "gain")
+"""What a pass sums up: for the maps of heads of all layers or of one, for the low-rank pair of one, and for the factor
+that fits its scores best."""
 
 ROW_TYPES = ("language_modeling", "prompt_completion")
 
@@ -83,24 +84,27 @@ def calibrate(
     sharing = dataclasses.replace(model.config, lisa=section)
     lisa.check(section, model.config.num_layers, model.config.head_dim)
     state = _start(sharing)
-    moments, residuals, gains = (_compiled(model, sharing, wanted, uniform) for wanted in WANTED)
+    sums_of = {wanted: _compiled(model, sharing, wanted, uniform) for wanted in WANTED}
+
+    def total(wanted: str, layer: int) -> Any:
+        return _total(sums_of[wanted](weights, batch, state, shares, layer) for batch in batches)
+
     shares = np.zeros(model.config.num_layers, bool)
     shares[list(section.layers)] = together
     mixing, pairs, left = {}, {}, {}
-    sums = None
+    of_all = None if together else total("all", 0)
     for layer in section.layers:
-        if sums is None or together:
-            sums = _total(moments(weights, batch, state, shares, layer) for batch in batches)
-        own = jax.tree.map(lambda leaf: leaf[layer], sums)  # noqa: B023
+        own = total("heads", layer) if together else jax.tree.map(lambda leaf: leaf[layer], of_all)  # noqa: B023
         if has_map(section):
             mixing[layer] = similar.head_map(own, ridge)
             state["mixing"][layer] = mixing[layer]
         left[layer] = float(np.mean(similar.unexplained(own, state["mixing"][layer])))
         if has_pair(section):
-            total = _total(residuals(weights, batch, state, shares, layer) for batch in batches)
-            found = similar.low_rank(total, section.rank, lisa.key_heads(sharing), lisa.delta_factor(sharing))
+            found = similar.low_rank(
+                total("pair", layer), section.rank, lisa.key_heads(sharing), lisa.delta_factor(sharing)
+            )
             state["q_low"][layer], state["k_low"][layer] = found.query, found.key
-            with_target, squares = _total(gains(weights, batch, state, shares, layer) for batch in batches)
+            with_target, squares = total("gain", layer)
             scale = np.maximum(with_target, 0.0) / np.maximum(squares, np.finfo(np.float64).tiny)
             pairs[layer] = (found.query * scale[:, None], found.key)
             state["q_low"][layer] = pairs[layer][0]
@@ -130,8 +134,7 @@ def _total(parts: Iterator[Any]) -> Any:
 
 
 def _compiled(model: Model, sharing: Any, wanted: str, uniform: float) -> Callable[..., Any]:
-    """`(weights, batch, state, shares, layer)` to the sums over a batch: of `heads` for every layer, stacked, of the
-    others for one layer."""
+    """`(weights, batch, state, shares, layer)` to the sums over a batch: of that layer, or of `all`, stacked."""
     place = None if model.mesh is None else sharding.replicated(model.mesh)
     H, D = sharing.num_heads, sharing.hidden_size
 
@@ -145,33 +148,38 @@ def _compiled(model: Model, sharing: Any, wanted: str, uniform: float) -> Callab
             rows_BT = similar.rows_that_count(visible, counted_BT)
             known = jax.tree.map(lambda leaf: leaf[index], state)
             before = sharing.lisa.share_point == "pre"
-            own, weights_log = seen.scores_BHTS, similar.log_weights(seen.scores_BHTS, visible)
-            own = own if before else jnp.exp(weights_log)
-            pair_weights = similar.pair_weights(weights_log, visible, rows_BT, uniform if before else 1.0)
+            own = seen.scores_BHTS if before else jnp.exp(similar.log_weights(seen.scores_BHTS, visible))
             handed = jnp.where(index == 0, own, handed)
 
-            def of_the_layer() -> Any:
+            def fitted() -> Any:
+                p_log = similar.log_weights(seen.scores_BHTS, visible)
+                w_BHTS = similar.pair_weights(p_log, visible, rows_BT, uniform if before else 1.0)
+                if wanted in ("all", "heads"):
+                    return similar.moments(handed, own, visible, w_BHTS, before)
                 target = own - jnp.einsum("GH,BHTS->BGTS", known["mixing"], handed)
                 if wanted == "pair":
-                    return similar.pair_moments(target, seen.hidden_BTD, visible, pair_weights)
-                made, target = (similar.centred(x, visible, pair_weights)
+                    return similar.pair_moments(target, seen.hidden_BTD, visible, w_BHTS)
+                made, target = (similar.centred(x, visible, w_BHTS)
                                 for x in (difference(known, sharing, seen), target))  # fmt: skip
-                sums = lambda x, y: jnp.sum(pair_weights * x * y, axis=(0, 2, 3))  # noqa: E731
+                sums = lambda x, y: jnp.sum(w_BHTS * x * y, axis=(0, 2, 3))  # noqa: E731
                 return sums(made, target), sums(made, made)
 
-            kept = similar.moments(handed, own, visible, pair_weights, before) if wanted == "heads" else ()
-            total = total if wanted == "heads" else jax.lax.cond(index == layer, of_the_layer, lambda: total)
-            made = handed if sharing.lisa.source == "anchor" else handed_on(known, sharing, seen, handed)
-            return (index + 1, jnp.where(shares_L[index], made, own), total), kept
+            def shared() -> jax.Array:
+                return handed if sharing.lisa.source == "anchor" else handed_on(known, sharing, seen, handed)
 
-        square, none = jnp.zeros((D, D)), jnp.zeros((H,))
+            kept = fitted() if wanted == "all" else ()
+            if wanted != "all":
+                total = jax.lax.cond(index == layer, fitted, lambda: total)
+            return (index + 1, jax.lax.cond(shares_L[index], shared, lambda: own), total), kept
+
+        none, square, cube = jnp.zeros((H,)), jnp.zeros((H, H)), jnp.zeros((H, D, D))
         total = {
-            "heads": (), "gain": (none, none),
-            "pair": similar.PairMoments(jnp.zeros((H, D, D)), square, jnp.zeros((H, D, D)), jnp.zeros(())),
+            "all": (), "heads": similar.Moments(jnp.zeros((H, H, H)), square, none), "gain": (none, none),
+            "pair": similar.PairMoments(cube, jnp.zeros((D, D)), cube, jnp.zeros(())),
         }[wanted]  # fmt: skip
         memory = (jnp.zeros((), jnp.int32), jnp.zeros((B, H, T, T), jnp.float32), total)
         out = model.forward(weights, batch, observer=Observer(see, memory))
-        return out.observed if wanted == "heads" else out.memory[2]
+        return out.observed if wanted == "all" else out.memory[2]
 
     return jax.jit(step, out_shardings=place)
 

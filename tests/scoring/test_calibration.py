@@ -102,13 +102,12 @@ def test_maps_of_a_chain_are_ridges_on_what_is_handed_on(source):
     np.testing.assert_allclose(apart.mixing[3], ridge(flat[3], flat[2]), atol=2e-3)
 
 
-@pytest.mark.parametrize("settings", [{}, {"align": "off", "delta_kv_heads": "kv"}])
-def test_the_low_rank_pair_brings_the_scores_nearer(settings):
+def test_the_low_rank_pair_brings_the_scores_nearer():
     """Of the first layer that shares, whose input is the original's, against the map of heads alone."""
     params = params_of()
     scores, visible, _ = observed(params)
     use = np.asarray(visible[2])[:, None] & (SEGMENTS != 0)[:, None, :, None]
-    section, found = fitted(params, rank=4, delta_rope=False, **settings)
+    section, found = fitted(params, rank=4, delta_rope=False, delta_kv_heads="kv")
     assert set(found.low_rank) == {2}
     squares = [np.where(use, similar.centred(scores[2], visible[2]), 0) ** 2]
     made, _, _ = observed(*converted(params, section, found))
@@ -119,16 +118,14 @@ def test_the_low_rank_pair_brings_the_scores_nearer(settings):
 
 def test_padding_and_the_cut_into_batches_change_nothing():
     params = params_of()
-    _, want = fitted(params, rank=2, delta_rope=False)
+    _, want = fitted(params, rank=0)
     spread = []
     for i in range(0, 24, 4):  # fewer texts a batch, with more padding on both sides and other tokens there
         room = ((0, 0), (2, 1))
         spread.append({"tokens": np.pad(TOKENS[i : i + 4], room, constant_values=7 + i),
                        "segment_ids": np.pad(SEGMENTS[i : i + 4], room)})  # fmt: skip
-    _, got = fitted(params, text=spread, rank=2, delta_rope=False)
+    _, got = fitted(params, text=spread, rank=0)
     np.testing.assert_allclose(got.mixing[2], want.mixing[2], atol=1e-3)
-    product = [np.einsum("DHR,EHR->HDE", *found.low_rank[2]) for found in (got, want)]
-    np.testing.assert_allclose(*product, atol=2e-3 * np.abs(product[1]).max())
 
 
 def test_no_closed_form_with_rotation_and_nothing_to_fit_is_said(tmp_path):

@@ -232,7 +232,8 @@ def choose(scores: Mapping[str, Sequence[float]], total: int, config: Config) ->
     nearest = min(scores["js_matched"][layer] for layer in allowed)
     return tuple(layers), [
         f"{len(layers)} of the {wanted} layers asked for: the others differ from the layer before them by "
-        f"config.selection.max_js={config.max_js:g} nats or more after matching (the least is {nearest:.3g})"
+        f"config.selection.max_js={config.max_js:g} nats or more after matching (the least is {nearest:.3g}); raise "
+        "it, or take the rule deepest"
     ]
 
 
