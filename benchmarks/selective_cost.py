@@ -199,6 +199,22 @@ def compiled(args: argparse.Namespace, name: str, mesh: Any) -> dict[str, Any]:
     return out
 
 
+def by_remat(args: argparse.Namespace, mesh: Any) -> dict[str, dict[str, float]]:
+    """Products of a step as a share of full tuning's with the same remat, from the traced steps."""
+    from gramjax.core import flops
+    from gramjax.models.attention import choose
+
+    batch, attention, out = abstract_batch(mesh.size, args.length, mesh), choose("auto", args.platform), {}
+    for remat in ("none", "projections", "full"):
+        sides = {name: dataclasses.replace(SIDES[name], remat=remat) for name in
+                 ("full", "slam", "slam_gate", "attention", "upper", "lora")}  # fmt: skip
+        built = {name: build(args.size, side, mesh, "bfloat16", attention, args.logit_chunk)
+                 for name, side in sides.items()}  # fmt: skip
+        found = {name: flops.of_products(one.step, one.abstract, batch) for name, one in built.items()}
+        out[remat] = {name: round(count / found["full"], 4) for name, count in found.items()}
+    return out
+
+
 def bounds(size: str) -> dict[str, float]:
     """Time of a step with up and down of six layers as a share of full tuning, by the rule of thumb.
 
@@ -291,7 +307,8 @@ def main() -> None:
     args.length = args.length or (256 if args.measure else 2048)
     args.logit_chunk = args.logit_chunk or 512 * (1 if args.measure else args.devices)
     results: dict[str, Any] = {
-        "command": f"python benchmarks/selective_cost.py {'--measure' if args.measure else '--platform=' + args.platform}",
+        "command": " ".join(["python benchmarks/selective_cost.py", *(["--measure"] if args.measure else []),
+                             *([] if args.measure else [f"--platform={args.platform}"])]),
         "machine": measure.machine(), "size": args.size, "model": SIZES[args.size], "tokens_per_row": args.length,
         "bound": bounds(args.size),
     }  # fmt: skip
@@ -307,6 +324,7 @@ def main() -> None:
     )
     results |= {"slice": args.topology if args.platform == "tpu" else "simulated CPU devices",
                 "devices": args.devices, "mesh": {"fsdp": args.devices}, "logit_chunk": args.logit_chunk}  # fmt: skip
+    results["ratio_of_products_by_remat"] = by_remat(args, mesh)
     earlier = Path(args.json)
     results["sides"] = json.loads(earlier.read_text())["sides"] if args.json and earlier.is_file() else {}
     for name in SIDES:
