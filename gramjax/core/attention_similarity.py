@@ -23,6 +23,9 @@ HIDDEN = -1e30
 
 TINY = float(np.finfo(np.float64).tiny)
 
+WIDE = 512
+"""Width above which not all singular values are computed where the largest are wanted."""
+
 PRECISE = jax.lax.Precision.HIGHEST
 
 
@@ -202,26 +205,39 @@ def low_rank(sums: PairMoments, rank: int, key_heads: int, factor: float = 1.0, 
     values are split evenly between the two. The query heads that share a key head are fitted together. `ridge` (a
     share of the mean variance) keeps directions out that the inputs do not have.
     """
+    from scipy.linalg import solve_triangular
+
     count = max(float(sums.count), 1.0)
-    left = _inverse_root(np.asarray(sums.queries_DD, np.float64) / count, ridge)
     target_HDD, keys_HDD = (np.asarray(x, np.float64) / count for x in (sums.target_HDD, sums.keys_HDD))
     heads, width, _ = target_HDD.shape
     query, key = np.zeros((width, heads, rank)), np.zeros((width, key_heads, rank))
-    group = heads // key_heads
-    kept = min(rank, width)
+    group, kept = heads // key_heads, min(rank, width)
+    left = _root(np.asarray(sums.queries_DD, np.float64) / count, ridge)
+    whiten = lambda root, matrix, trans=0: solve_triangular(root, matrix, trans=trans, lower=True)  # noqa: E731
     for head in range(key_heads):
         own = slice(head * group, (head + 1) * group)
-        right = _inverse_root(keys_HDD[own].mean(axis=0), ridge)
-        stacked = np.concatenate([left @ target @ right for target in target_HDD[own]])
-        u, s, v = np.linalg.svd(stacked, full_matrices=False)
-        root = np.sqrt(s[:kept] / factor)
-        parts = (u[:, :kept] * root).reshape(group, width, kept)
-        query[:, own, :kept] = (left @ parts).transpose(1, 0, 2)
-        key[:, head, :kept] = right @ (v[:kept].T * root)
+        right = _root(keys_HDD[own].mean(axis=0), ridge)
+        u, s, v = _largest(np.concatenate([whiten(right, whiten(left, x).T).T for x in target_HDD[own]]), kept)
+        root = np.sqrt(s / factor)
+        for number, part in enumerate(np.split(u * root, group)):
+            query[:, head * group + number, :kept] = whiten(left, part, 1)
+        key[:, head, :kept] = whiten(right, v.T * root, 1)
     return LowRank(query, key)
 
 
-def _inverse_root(matrix: np.ndarray, ridge: float) -> np.ndarray:
-    values, vectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
-    values = np.maximum(values + ridge * max(float(values.mean()), TINY), TINY)
-    return (vectors / np.sqrt(values)) @ vectors.T
+def _root(matrix: np.ndarray, ridge: float) -> np.ndarray:
+    """A lower triangular root of a second moment: any root serves, and this one is the cheapest."""
+    scale = max(float(np.trace(matrix)) / len(matrix), TINY)
+    return np.linalg.cholesky(0.5 * (matrix + matrix.T) + ridge * scale * np.eye(len(matrix)))
+
+
+def _largest(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The largest singular values and their vectors; those of a wide matrix by iterating on a subspace."""
+    if matrix.shape[1] > WIDE:
+        basis = np.random.default_rng(0).standard_normal((matrix.shape[1], rank + 16))
+        for _ in range(6):
+            basis = np.linalg.qr(matrix.T @ (matrix @ basis))[0]
+        u, s, v = np.linalg.svd(matrix @ basis, full_matrices=False)
+        return u[:, :rank], s[:rank], v[:rank] @ basis.T
+    u, s, v = np.linalg.svd(matrix, full_matrices=False)
+    return u[:, :rank], s[:rank], v[:rank]

@@ -25,9 +25,9 @@ import numpy as np
 from gramjax.core import attention_similarity as similar
 from gramjax.core.checks import at_least_zero
 from gramjax.core.errors import UserError
-from gramjax.models import heads, lisa, rotary
-from gramjax.models.attention import raw_scores
+from gramjax.models import heads, lisa
 from gramjax.models.stack import Observer, Seen, unpack
+from gramjax.scoring import calibration
 
 ROW_TYPES = ("language_modeling", "prompt_completion")
 HEADS = ("tokens",)
@@ -188,9 +188,7 @@ def local_terms(
     own = [{leaf: x for leaf, x in layers[layer]["attn"].items() if leaf.startswith(("align", "q_low", "k_low"))}
            for layer in section.layers]  # fmt: skip
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
-    angles = rotary.angles(
-        batch["positions"], rotary.frequencies(section.rank, arch.rope_theta, arch.rope_scaling)
-    ) if section.rank and section.delta_rope else None  # fmt: skip
+    angles = calibration.angles_of(batch, arch)
 
     def see(seen: Seen, memory: Any) -> tuple[Any, Any]:
         index, shared = memory
@@ -200,10 +198,7 @@ def local_terms(
             attn = jax.tree.map(lambda x: x[slot], stacked)
             delta = None
             if section.rank:
-                q, k = (jnp.einsum("BTD,DHR->BTHR", seen.hidden_BTD, attn[name]) for name in ("q_low", "k_low"))
-                if angles is not None:
-                    q, k = (rotary.rotate(x, *angles) for x in (q, k))
-                delta = raw_scores(q, k, lisa.delta_factor(arch))
+                delta = calibration.difference(attn, arch, seen, angles)
             made, _ = lisa.combine(attn, shared, delta, seen.visible_BTS, section)
             made = made if section.share_point == "pre" else jnp.log(jnp.maximum(made, 1e-30))
             return differences(made, seen.scores_BHTS, seen.visible_BTS, wanted)

@@ -21,7 +21,7 @@ from gramjax.core.errors import DataError, UserError
 from gramjax.data import buckets, readers, tokenizer
 from gramjax.data.rows import Drop
 from gramjax.data.text import Renderer
-from gramjax.models import decoder, lisa
+from gramjax.models import decoder, lisa, rotary
 from gramjax.models.attention import raw_scores
 from gramjax.models.lisa import LisaSection
 from gramjax.models.model import Model
@@ -60,8 +60,8 @@ def has_map(section: LisaSection) -> bool:
 
 
 def has_pair(section: LisaSection) -> bool:
-    """Whether there is a low-rank pair with a closed form: scores before the softmax, no rotation."""
-    return section.shares == "scores" and section.rank > 0 and section.share_point == "pre" and not section.delta_rope
+    """Whether there is a low-rank pair with a closed form: that of scores before the softmax."""
+    return section.shares == "scores" and section.rank > 0 and section.share_point == "pre"
 
 
 def calibrate(
@@ -103,6 +103,8 @@ def calibrate(
             found = similar.low_rank(
                 total("pair", layer), section.rank, lisa.key_heads(sharing), lisa.delta_factor(sharing)
             )
+            if section.delta_rope:
+                found = slow_first(found)
             state["q_low"][layer], state["k_low"][layer] = found.query, found.key
             with_target, squares = total("gain", layer)
             scale = np.maximum(with_target, 0.0) / np.maximum(squares, np.finfo(np.float64).tiny)
@@ -140,7 +142,7 @@ def _compiled(model: Model, sharing: Any, wanted: str, uniform: float) -> Callab
 
     def step(weights: Any, batch: Any, state: Any, shares_L: Any, layer: Any) -> Any:
         B, T = batch["tokens"].shape
-        counted_BT = counted(batch)
+        counted_BT, angles = counted(batch), angles_of(batch, sharing)
 
         def see(seen: Seen, memory: Any) -> tuple[Any, Any]:
             index, handed, total = memory
@@ -160,12 +162,12 @@ def _compiled(model: Model, sharing: Any, wanted: str, uniform: float) -> Callab
                 if wanted == "pair":
                     return similar.pair_moments(target, seen.hidden_BTD, visible, w_BHTS)
                 made, target = (similar.centred(x, visible, w_BHTS)
-                                for x in (difference(known, sharing, seen), target))  # fmt: skip
+                                for x in (difference(known, sharing, seen, angles), target))  # fmt: skip
                 sums = lambda x, y: jnp.sum(w_BHTS * x * y, axis=(0, 2, 3))  # noqa: E731
                 return sums(made, target), sums(made, made)
 
             def shared() -> jax.Array:
-                return handed if sharing.lisa.source == "anchor" else handed_on(known, sharing, seen, handed)
+                return handed if sharing.lisa.source == "anchor" else handed_on(known, sharing, seen, handed, angles)
 
             kept = fitted() if wanted == "all" else ()
             if wanted != "all":
@@ -192,15 +194,41 @@ def counted(batch: Mapping[str, jax.Array]) -> jax.Array:
     return jnp.ones(batch["tokens"].shape, bool) if segments is None else segments != 0
 
 
-def difference(known: Mapping[str, jax.Array], sharing: Any, seen: Seen) -> jax.Array:
-    """Scores [B, H, T, S] of the low-rank pair of `known`, which is not rotated."""
-    q, k = (jnp.einsum("BTD,DHR->BTHR", seen.hidden_BTD, known[name]) for name in ("q_low", "k_low"))
-    return raw_scores(q, k, lisa.delta_factor(sharing))
+def slow_first(pair: similar.LowRank) -> similar.LowRank:
+    """The pair with its strongest channels where the rotation is slowest: there it changes the fitted scores least.
+
+    The fit knows no rotation. Channel i is turned with channel i + R/2, the slower the larger i.
+    """
+    rank = pair.query.shape[-1]
+    slow = np.arange(rank // 2)[::-1]
+    order = np.empty(rank, int)
+    order[np.stack([slow, slow + rank // 2], axis=1).ravel()] = np.arange(rank)
+    return similar.LowRank(pair.query[..., order], pair.key[..., order])
 
 
-def handed_on(known: Mapping[str, jax.Array], sharing: Any, seen: Seen, handed_BHTS: jax.Array) -> jax.Array:
+def angles_of(batch: Mapping[str, jax.Array], arch: Any) -> tuple[jax.Array, jax.Array] | None:
+    """Of the rotation of low-rank queries and keys; None where they are not rotated."""
+    if not (arch.lisa.rank and arch.lisa.delta_rope):
+        return None
+    positions_BT = batch.get("positions")
+    if positions_BT is None:
+        positions_BT = jnp.maximum(jnp.cumsum(counted(batch), axis=1) - 1, 0)
+    return rotary.angles(positions_BT, rotary.frequencies(arch.lisa.rank, arch.rope_theta, arch.rope_scaling))
+
+
+def difference(attn: Mapping[str, jax.Array], arch: Any, seen: Seen, angles: Any) -> jax.Array:
+    """Scores [B, H, T, S] of the low-rank pair of a layer."""
+    q, k = (jnp.einsum("BTD,DHR->BTHR", seen.hidden_BTD, attn[name]) for name in ("q_low", "k_low"))
+    if angles is not None:
+        q, k = (rotary.rotate(x, *angles) for x in (q, k))
+    return raw_scores(q, k, lisa.delta_factor(arch))
+
+
+def handed_on(
+    known: Mapping[str, jax.Array], sharing: Any, seen: Seen, handed_BHTS: jax.Array, angles: Any
+) -> jax.Array:
     """What a layer hands on that shares with the map of heads and the low-rank pair of `known`."""
-    delta = difference(known, sharing, seen) if "q_low" in known else None
+    delta = difference(known, sharing, seen, angles) if "q_low" in known else None
     linear = dataclasses.replace(sharing.lisa, align="linear", align_residual=False)
     return lisa.combine({"align_in": known["mixing"].T}, handed_BHTS, delta, seen.visible_BTS, linear)[0]
 

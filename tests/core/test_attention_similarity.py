@@ -166,9 +166,10 @@ def bilinear(x, matrices_HDD):
     return jnp.einsum("BTD,HDE,BSE->BHTS", x, matrices_HDD, x)
 
 
-@pytest.mark.parametrize("key_heads", [H, 2])
-def test_low_rank_pair_is_exact_at_the_rank_of_the_difference(key_heads):
+@pytest.mark.parametrize("key_heads,wide", [(H, 512), (2, 4)], ids=["all singular values", "shared keys, by iteration"])
+def test_low_rank_pair_is_exact_at_the_rank_of_the_difference(key_heads, wide, monkeypatch):
     """A6.6: the difference of two score maps of rank e has rank 2 e; where all keys are seen the fit is exact there."""
+    monkeypatch.setattr(similar, "WIDE", wide)
     e, everything = 1, jnp.ones((B, T, T), bool)
     weights = jnp.full((B, H, T, T), 1 / T)
     x = jax.random.normal(jax.random.key(0), (1, T, D)).repeat(B, axis=0)  # one mean of the keys for all rows

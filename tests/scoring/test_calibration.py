@@ -128,9 +128,23 @@ def test_padding_and_the_cut_into_batches_change_nothing():
     np.testing.assert_allclose(got.mixing[2], want.mixing[2], atol=1e-3)
 
 
-def test_no_closed_form_with_rotation_and_nothing_to_fit_is_said(tmp_path):
-    _, found = fitted(params_of(), rank=2)
-    assert not found.low_rank and set(found.mixing) == {2}
+def test_a_rotated_pair_is_no_worse_than_none_and_starts_in_slow_channels():
+    params = params_of()
+    scores, visible, _ = observed(params)
+    errors = []
+    for rank in (0, 4):
+        section, found = fitted(params, rank=rank)
+        made, _, _ = observed(*converted(params, section, found))
+        gap = similar.centred(made[2] - scores[2], visible[2])
+        use = (SEGMENTS != 0)[:, None, :, None]
+        keys = np.maximum(np.sum(visible[2], axis=-1), 1)[:, None, :, None]
+        errors.append(float(np.sum(np.where(use, gap**2 / keys, 0))))
+    assert errors[1] < errors[0]
+    pair = similar.LowRank(*(np.arange(6.0)[None, None] for _ in range(2)))
+    np.testing.assert_array_equal(calibration.slow_first(pair).query[0, 0], [4, 2, 0, 5, 3, 1])
+
+
+def test_nothing_to_fit_is_said(tmp_path):
     tokenizer.load("bytes").save(tmp_path / "tokenizer")
     (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "one two three"}) + "\n")
     arguments = (str(tmp_path / "rows.jsonl"), str(tmp_path / "tokenizer"), 4)
