@@ -203,10 +203,13 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--model", choices=("text", "stories"), required=True)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--shared", default="", help="numbers of layers, by commas; default: three shares")
     parser.add_argument("--variants", default="", help="names, by semicolons; default: all")
     parser.add_argument("--json", default="")
     arguments = parser.parse_args()
     about = subject(arguments.model, arguments.out, Path(os.environ.get("GRAMJAX_DATA", "")))
+    if arguments.shared:
+        about = dataclasses.replace(about, shared=tuple(map(int, arguments.shared.split(","))))
     table = run(about, arguments.out / f"study_{arguments.model}", arguments.seeds,
                 [name for name in arguments.variants.split(";") if name])  # fmt: skip
     sizes = {key: value for key, value in dataclasses.asdict(about).items() if not isinstance(value, Path)}
