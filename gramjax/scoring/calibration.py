@@ -29,8 +29,9 @@ from gramjax.models.stack import Observer, Seen
 
 RIDGE = 1e-4
 """Of the map of heads, as a share of the mean variance of the scores."""
-UNIFORM = 0.1
-"""How much of the weight of a query is spread over all keys; the rest lies where its attention lies."""
+UNIFORM = (1.0, 0.1)
+"""How much of the weight of a query is spread over all keys, in the fit of the map and of the pair; the rest lies where
+its attention lies. A map has few numbers and is best on the whole; a pair spends its rank where it is told to."""
 LONGEST = 512
 """Tokens of a text that `from_file` reads."""
 ROWS_PER_BATCH = 8
@@ -70,21 +71,21 @@ def calibrate(
     batches: Iterable[Mapping[str, Any]],
     section: LisaSection,
     ridge: float = RIDGE,
-    uniform: float = UNIFORM,
+    uniform: tuple[float, float] = UNIFORM,
     together: bool = True,
 ) -> Fitted:
     """Fit the layers of a section to a plain model that reads `batches` (gone through several times).
 
     A batch has `tokens`, and optionally `segment_ids`, `positions` and `counted` (queries that count; default: what is
-    no padding). `uniform` is that of `attention_similarity.pair_weights`. `together=False` fits each layer as if it
-    alone were to share.
+    no padding). `uniform` is for `attention_similarity.pair_weights` (map, pair). `together=False` fits each layer as
+    if it alone were to share.
     """
     if model.config.lisa.layers:
         raise UserError("layers that share attention are fitted to the original model: this one shares already")
     sharing = dataclasses.replace(model.config, lisa=section)
     lisa.check(section, model.config.num_layers, model.config.head_dim)
     state = _start(sharing)
-    sums_of = {wanted: _compiled(model, sharing, wanted, uniform) for wanted in WANTED}
+    sums_of = {name: _compiled(model, sharing, name, uniform[name in ("pair", "gain")]) for name in WANTED}
 
     def total(wanted: str, layer: int) -> Any:
         return _total(sums_of[wanted](weights, batch, state, shares, layer) for batch in batches)

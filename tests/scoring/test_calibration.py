@@ -51,7 +51,9 @@ def observed(params, config=CONFIG):
 
 def fitted(params, together=True, text=None, ridge=1e-7, **settings):
     section = lisa.LisaSection(settings.pop("layers", (2,)), **settings)
-    return section, calibration.calibrate(HANDLE, HANDLE.pack(params), text or batches(), section, ridge, 1.0, together)
+    return section, calibration.calibrate(
+        HANDLE, HANDLE.pack(params), text or batches(), section, ridge, (1.0, 1.0), together
+    )
 
 
 def converted(params, section, found):
