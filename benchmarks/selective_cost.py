@@ -18,6 +18,7 @@ import json
 import os
 import statistics
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +324,7 @@ def main() -> None:
         configs.MeshSection(data=1, fsdp=args.devices), devices_of(args.platform, args.devices, args.topology)
     )
     results |= {"slice": args.topology if args.platform == "tpu" else "simulated CPU devices",
+                "compiler": f"libtpu {metadata.version('libtpu')}" if args.platform == "tpu" else "jaxlib",
                 "devices": args.devices, "mesh": {"fsdp": args.devices}, "logit_chunk": args.logit_chunk}  # fmt: skip
     results["ratio_of_products_by_remat"] = by_remat(args, mesh)
     earlier = Path(args.json)
@@ -339,6 +341,7 @@ def main() -> None:
                 other["mib_per_device"]["arguments"] / full["mib_per_device"]["arguments"], 4
             )
         measure.write(args.json, results)
+    measure.write(args.json, results)
 
 
 if __name__ == "__main__":

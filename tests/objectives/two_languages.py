@@ -1,16 +1,16 @@
 """Two languages, one skill (check S-8 of SLAM): run it whole with
 
-python tests/objectives/two_languages.py --seeds 5
+python tests/objectives/two_languages.py --seeds 5 [--rate 1e-3]
 
 English numbers are the tokens 0 to 12, foreign ones a permuted copy with ids of its own. A model of four layers learns
 in English only: `BOS a b SUM` is answered by the question again and its sum modulo 13, `a b c`, as solutions in words
-begin, and `BOS a b SAY` by `a b END`. Then it is tuned on translation pairs alone, foreign numbers that `SAY` answers in
-English, and asked for foreign sums, which it never saw. An answer is right when all of it is. The lowest layer attends
-to its own token only (a window of 1), so that words are read before they are combined; without that a layer which is
-frozen combines them by their raw embeddings, and no change of an MLP comes early enough.
+begin, and `BOS a b SAY` by `a b END`. Then it is tuned on translation pairs alone, foreign numbers that `SAY` answers
+in English, and asked for foreign sums, which it never saw. An answer is right when all of it is. The lowest layer
+attends to its own token only (a window of 1), so that words are read before they are combined; without that a frozen
+layer combines them by their raw embeddings, and no change of an MLP comes early enough.
 Compared at the same pairs and steps: up and down of the lowest layers, everything, LoRA, the uppermost layer, attention
 of the lowest two, each with the smallest learning rate of those that translate held-out pairs best with a seed that is
-not reported.
+not reported, or all with one (`--rate`).
 """
 
 import argparse
@@ -164,10 +164,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=300)
-    seeds, steps = parser.parse_args().seeds, parser.parse_args().steps
-    trial = prepare(100)
-    rates = {}
-    for name in METHODS:
+    parser.add_argument("--rate", type=float, default=0.0, help="one learning rate for all, without the trial")
+    args = parser.parse_args()
+    seeds, steps, rates = args.seeds, args.steps, dict.fromkeys(METHODS, args.rate)
+    trial = prepare(100) if not args.rate else None
+    for name in METHODS if trial else ():
         tried = {rate: tuned(trial, name, rate, steps, seed=100) for rate in RATES}
         rates[name] = max(RATES, key=lambda rate: tried[rate]["translation"])
         print(json.dumps({"rate": rates[name], "method": name, "tried": tried}), flush=True)
