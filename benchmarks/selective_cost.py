@@ -17,6 +17,7 @@ import dataclasses
 import json
 import os
 import statistics
+import sys
 import time
 from importlib import metadata
 from pathlib import Path
@@ -308,8 +309,7 @@ def main() -> None:
     args.length = args.length or (256 if args.measure else 2048)
     args.logit_chunk = args.logit_chunk or 512 * (1 if args.measure else args.devices)
     results: dict[str, Any] = {
-        "command": " ".join(["python benchmarks/selective_cost.py", *(["--measure"] if args.measure else []),
-                             *([] if args.measure else [f"--platform={args.platform}"])]),
+        "command": " ".join(["python benchmarks/selective_cost.py", *sys.argv[1:]]),
         "machine": measure.machine(), "size": args.size, "model": SIZES[args.size], "tokens_per_row": args.length,
         "bound": bounds(args.size),
     }  # fmt: skip
