@@ -224,6 +224,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--variants", default="lisa,linear,delta", help="names, by commas")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--grid", default="", help="such as 1x512,8x1024 (batch, context); default: of the shape")
     parser.add_argument("--largest", type=int, default=0, help="context to look for the largest batch at; 0: do not")
     parser.add_argument("--json", default="")
     arguments = parser.parse_args()
@@ -240,20 +241,20 @@ def main() -> None:
         "device": jax.devices()[0].device_kind, "dtype": shape.dtype, "layers": shape.config.num_layers,
         "shared": shape.shared, "rank": shape.rank, "rounds": arguments.rounds, "grid": [],
     }  # fmt: skip
-    for batch in shape.batches:
-        for context in shape.contexts:
-            found: dict[str, Any] = {"batch": batch, "context": context, "steps": shape.steps}
-            found["accounted"] = accounted(handles, batch, context)
-            calls = {n: decoding(handles[n], weights[n], batch, context, shape.steps) for n in handles}
-            found["decode"] = ratios(interleaved(calls, arguments.rounds))
-            del calls
-            calls = {n: reading(handles[n], weights[n], batch, context) for n in handles}
-            found["prefill"] = ratios(interleaved(calls, max(arguments.rounds // 3, 3)))
-            results["grid"].append(found)
-            for name in handles:
-                print(f"batch {batch:>3} context {context:>5}  {name:<7} decode x{found['decode'][name]['gain']:<6} "
-                      f"(bytes x{found['accounted'][name]['bytes_gain']})  prefill x{found['prefill'][name]['gain']}",
-                      flush=True)  # fmt: skip
+    points = [tuple(map(int, point.split("x"))) for point in arguments.grid.split(",") if point]
+    for batch, context in points or [(batch, context) for batch in shape.batches for context in shape.contexts]:
+        found: dict[str, Any] = {"batch": batch, "context": context, "steps": shape.steps}
+        found["accounted"] = accounted(handles, batch, context)
+        calls = {n: decoding(handles[n], weights[n], batch, context, shape.steps) for n in handles}
+        found["decode"] = ratios(interleaved(calls, arguments.rounds))
+        del calls
+        calls = {n: reading(handles[n], weights[n], batch, context) for n in handles}
+        found["prefill"] = ratios(interleaved(calls, max(arguments.rounds // 3, 3)))
+        results["grid"].append(found)
+        for name in handles:
+            print(f"batch {batch:>3} context {context:>5}  {name:<7} decode x{found['decode'][name]['gain']:<6} "
+                  f"(bytes x{found['accounted'][name]['bytes_gain']})  prefill x{found['prefill'][name]['gain']}",
+                  flush=True)  # fmt: skip
     if arguments.largest:
         results["largest"] = {}
         for name in handles:
