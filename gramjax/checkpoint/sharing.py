@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gramjax.checkpoint import json_file
+from gramjax.core import layer_selection
 from gramjax.core.errors import UserError
 from gramjax.models.lisa import LisaSection
 
@@ -28,16 +28,16 @@ LOW_RANK = "low_rank"
 """The baseline that shares nothing: query and key projections of lower rank (`lisa.truncated`)."""
 
 
-def layers_of(text: str, num_layers: int) -> tuple[int, ...]:
+def layers_of(text: str, config: Any) -> tuple[int, ...]:
     """Layers from a file that `gramjax select_layers` wrote, a list (`2,3,7-11`) or `deepest:COUNT`.
 
-    Raises UserError for what is none of these or names a layer that is not there.
+    Raises UserError for what is none of these, names a layer that is not there, or was chosen for another model.
     """
+    num_layers = config.num_layers
     if text.endswith(".json") or Path(text).is_file():
-        found = json_file.read(Path(text), lambda: UserError(f"--layers={text}: there is no such file"))
-        layers = found.get("layers")
-        if not isinstance(layers, list) or not all(type(i) is int for i in layers):
-            raise UserError(f"--layers={text}: the file has no list of numbers under `layers`")
+        found = layer_selection.read(text, "--layers")
+        layer_selection.check_same_model(found, config, f"--layers={text}")
+        layers = found["layers"]
     else:
         layers = _listed(text, num_layers)
     if wrong := [i for i in layers if not 0 < i < num_layers]:

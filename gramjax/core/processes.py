@@ -103,14 +103,6 @@ def preemption_notice(start_step: int) -> Callable[[], bool]:
     return lambda: bool(multihost_utils.reached_preemption_sync_point(next(steps)))
 
 
-def wait(name: str) -> None:
-    """Wait until all processes are here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
-
-
 def _gathered(text: str) -> list[str]:
     """The texts of all processes, by number."""
     from jax.experimental import multihost_utils

@@ -85,7 +85,7 @@ def _parser() -> flags.Parser:
     parser.add_argument("--init", choices=("share", "calibrated", "copy"), help="of lisa: what the new parts start as; "
                         "default: calibrated with --calibration, else share")
     parser.add_argument("--calibration", default="", help="of lisa: rows of text to calibrate on")
-    parser.add_argument("--calibration_rows", type=int, default=64, help="of lisa: how many of them; default: 64")
+    parser.add_argument("--calibration_rows", type=int, help="of lisa: how many of them; default: 64")
     parser.add_argument("--method", choices=(*sharing.METHODS, sharing.LOW_RANK), default="lisa",
                         help="of lisa: the method, or a baseline of it")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
@@ -98,13 +98,18 @@ def _parser() -> flags.Parser:
 def _check_sharing(arguments: Any) -> None:
     """Raise UserError for options that belong to `--to=lisa` without it, and for `--to=lisa` without what it needs."""
     given = {"layers": arguments.layers, "init": arguments.init, "calibration": arguments.calibration,
-             "set": arguments.settings, "method": arguments.method != "lisa"}  # fmt: skip
+             "set": arguments.settings, "method": arguments.method != "lisa", "seed": arguments.seed,
+             "calibration_rows": arguments.calibration_rows is not None}  # fmt: skip
     if arguments.to != "lisa":
         if named := [name for name, value in given.items() if value]:
             raise UserError(f"--{named[0]} belongs to --to=lisa")
         return
     if not arguments.layers:
         raise UserError("--to=lisa needs --layers=FILE_OR_LIST: the layers that are to share attention")
+    if arguments.calibration_rows is not None and not (arguments.calibration and arguments.calibration_rows > 0):
+        raise UserError(
+            f"--calibration_rows={arguments.calibration_rows}: a number of rows above 0, beside --calibration=FILE"
+        )
     if arguments.init == "calibrated" and not arguments.calibration:
         raise UserError("--init=calibrated needs --calibration=FILE, rows of text that the model reads for it")
     if arguments.calibration and arguments.init not in (None, "calibrated"):
@@ -113,12 +118,12 @@ def _check_sharing(arguments: Any) -> None:
 
 def share_attention(params: Any, config: Any, where: str, arguments: Any) -> tuple[Any, Any]:
     """The model with layers that share attention; says which, and what it costs in cache and logits."""
-    layers = sharing.layers_of(arguments.layers, config.num_layers)
+    layers = sharing.layers_of(arguments.layers, config)
     init = arguments.init or ("calibrated" if arguments.calibration else "share")
     if arguments.method == sharing.LOW_RANK:
         ranks = [setting for setting in arguments.settings if setting.startswith("rank=")]
         section = sharing.section_of(layers, "lisa", ranks)
-        if len(ranks) < len(arguments.settings) or arguments.init:
+        if len(ranks) < len(arguments.settings) or arguments.init or arguments.calibration:
             raise UserError("--method=low_rank cuts the projections of a plain model: it takes --set=rank=N alone")
         print(f"layers {list(layers)}: query and key projections of rank {section.rank}")
         return lisa.truncated(params, layers, section.rank), config
@@ -127,8 +132,9 @@ def share_attention(params: Any, config: Any, where: str, arguments: Any) -> tup
     if init == "calibrated":
         from gramjax.scoring import calibration
 
+        rows = arguments.calibration_rows
         mixing, low_rank = calibration.from_file(
-            params, config, section, arguments.calibration, where, arguments.calibration_rows
+            params, config, section, arguments.calibration, where, 64 if rows is None else rows
         )
     new, shared = lisa.convert(params, config, section, jax.random.key(arguments.seed), init, mixing, low_rank)
     before, after = (sum(k * e for i in range(c.num_layers) for k, e in block.cached(c, c.layer_kinds()[i]).values())

@@ -29,11 +29,16 @@ def environment(devices=1):
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}  # fmt: skip
 
 
+def with_defaults(settings):
+    """The settings, and those of `SETTINGS` that are not among them."""
+    names = {setting.partition("=")[0] for setting in settings}
+    return [*(default for default in SETTINGS if default.partition("=")[0] not in names), *settings]
+
+
 def launch(workdir, *settings, log):
     """The launcher with two processes, in a session of its own."""
     script = ROOT / "launch" / "gpu_host.sh"
-    given = [*(s for s in SETTINGS if s.partition("=")[0] not in {t.partition("=")[0] for t in settings}), *settings]
-    command = [str(script), "--processes=2", "train", f"--config={TINY}", f"--workdir={workdir}", *given]
+    command = [str(script), "--processes=2", "train", f"--config={TINY}", f"--workdir={workdir}", *with_defaults(settings)]
     return subprocess.Popen(command, env=environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
@@ -81,8 +86,7 @@ def params_of(run):
 
 def undisturbed(run, *settings):
     """One process with two devices, from the first step to the last."""
-    given = [*(s for s in SETTINGS if s.partition("=")[0] not in {t.partition("=")[0] for t in settings}), *settings]
-    command = [sys.executable, "-m", "gramjax", "train", f"--config={TINY}", f"--workdir={run}", *given]
+    command = [sys.executable, "-m", "gramjax", "train", f"--config={TINY}", f"--workdir={run}", *with_defaults(settings)]
     done = subprocess.run(command, env=environment(2), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return run

@@ -90,12 +90,23 @@ def test_only_the_new_leaves_train_and_the_result_is_evaluated_and_exported(fold
         (["--to=lisa", "--layers=2", "--init=calibrated"], "needs --calibration"),
         (["--to=lisa", "--layers=2", "--init=copy"], "rank=8"),
         (["--to=lisa", "--layers=2", "--method=low_rank", "--init=share"], "takes --set=rank=N alone"),
+        (["--to=lisa", "--layers=2", "--method=low_rank", "--calibration=rows.jsonl"], "takes --set=rank=N alone"),
+        (["--to=lisa", "--layers=2", "--calibration_rows=5"], "beside --calibration=FILE"),
+        (["--seed=3"], "belongs to --to=lisa"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(folder, tmp_path, options, said):
     with pytest.raises(UserError, match=said):
         cli.main(["convert", str(folder / "base"), str(tmp_path / "out"), *options])
     assert not (tmp_path / "out").exists()
+
+
+def test_layers_that_were_chosen_for_another_model_are_refused(folder, tmp_path):
+    found = {"layers": [2], "model": {"architecture": {"num_layers": 12}}}
+    (tmp_path / "layers.json").write_text(json.dumps(found))
+    with pytest.raises(UserError, match="num_layers=12, this one has 4"):
+        options = ["--to=lisa", f"--layers={tmp_path / 'layers.json'}"]
+        cli.main(["convert", str(folder / "base"), str(tmp_path / "out"), *options])
 
 
 def test_the_low_rank_baseline_stays_a_plain_model(folder, tmp_path):
