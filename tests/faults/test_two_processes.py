@@ -19,7 +19,7 @@ from gramjax.models import decoder
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = str(ROOT / "tests" / "jobs" / "tiny.py")
-STEPS = 40
+STEPS = 150
 SETTINGS = [f"--config.train.steps={STEPS}", "--config.train.save_every=10", "--config.train.evaluate=False"]
 
 
@@ -38,7 +38,8 @@ def with_defaults(settings):
 def launch(workdir, *settings, log):
     """The launcher with two processes, in a session of its own."""
     script = ROOT / "launch" / "gpu_host.sh"
-    command = [str(script), "--processes=2", "train", f"--config={TINY}", f"--workdir={workdir}", *with_defaults(settings)]
+    given = with_defaults(settings)
+    command = [str(script), "--processes=2", "train", f"--config={TINY}", f"--workdir={workdir}", *given]
     return subprocess.Popen(command, env=environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
@@ -86,7 +87,8 @@ def params_of(run):
 
 def undisturbed(run, *settings):
     """One process with two devices, from the first step to the last."""
-    command = [sys.executable, "-m", "gramjax", "train", f"--config={TINY}", f"--workdir={run}", *with_defaults(settings)]
+    given = with_defaults(settings)
+    command = [sys.executable, "-m", "gramjax", "train", f"--config={TINY}", f"--workdir={run}", *given]
     done = subprocess.run(command, env=environment(2), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return run
@@ -105,6 +107,9 @@ def test_a_killed_and_a_stopped_run_end_as_an_undisturbed_one(alone, tmp_path):
         job = launch(run, log=log)
         try:
             wait_for_step(job, run, 12, log)
+            while not state.steps_of(run):  # saved in the background
+                assert job.poll() is None, Path(log.name).read_text()[-3000:]
+                time.sleep(0.02)
             os.kill(workers(job)[1], signal.SIGKILL)
             assert job.wait(120) not in (0, 75)
             assert max(state.steps_of(run)) < STEPS
