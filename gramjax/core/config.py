@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from gramjax.core import plugins
 from gramjax.core.errors import UserError
 from gramjax.core.reinforcement import ELSEWHERE, GrpoSection, RewardSection
+from gramjax.core.safety import SafetySection
 from gramjax.core.use import ScoreSection, ServeSection
 
 T = TypeVar("T")
@@ -311,6 +312,7 @@ SECTIONS: dict[str, type] = {
     "lora": LoraSection,
     "reference": ReferenceSection,
     "mesh": MeshSection,
+    "safety": SafetySection,
     "log": LogSection,
     "ensemble": EnsembleSection,
     "sampling": SamplingSection,
@@ -320,7 +322,7 @@ SECTIONS: dict[str, type] = {
     "score": ScoreSection,
     "serve": ServeSection,
 }
-TRAINING = ("model", "tokenizer", "data", "optim", "train", "select", "lora", "mesh", "log")
+TRAINING = ("model", "tokenizer", "data", "optim", "train", "select", "lora", "mesh", "safety", "log")
 """The sections of a training config."""
 
 ROLLING = ("sampling", "generation", "reward")

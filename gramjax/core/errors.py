@@ -27,3 +27,13 @@ class Preempted(GramjaxError):
     """The job was asked to stop and has saved its state: run the same command again to go on."""
 
     exit_code = 75
+
+
+class DoNotRequeue(GramjaxError):
+    """The job would fail again in the same place: a scheduler must not start it anew."""
+
+    exit_code = 76
+
+
+STUCK = 77
+"""Exit code of a process that its watchdog ended: nothing moved any more. Starting it again may help."""
