@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from gramjax.checkpoint import json_file, manifest
+from gramjax.checkpoint import json_file, manifest, verified
 from gramjax.checkpoint.checksum import checksums
 from gramjax.checkpoint.lock import RunLock
 from gramjax.core import processes, tree
@@ -70,10 +70,13 @@ def choose(workdir: str | Path, step: int | None) -> list[int]:
     return [step] if step is not None else known[::-1]
 
 
-def read_leaves(folder: Path, record: manifest.Manifest, wanted: Mapping[str, Any]) -> Iterator[tuple[str, jax.Array]]:
+def read_leaves(
+    folder: Path, record: manifest.Manifest, wanted: Mapping[str, Any], damaged: dict[str, str] | None = None
+) -> Iterator[tuple[str, jax.Array]]:
     """Verified leaves of one step in the dtype they were saved in, on the shardings of `wanted`.
 
-    Raises DataError naming the leaf when one cannot be read or does not have the value that was saved.
+    Raises DataError naming the leaf when one cannot be read or does not have the value that was saved; with a
+    dictionary `damaged` such leaves are noted there and left out.
     """
     group: dict[str, Any] = {}
     size = 0
@@ -84,11 +87,14 @@ def read_leaves(folder: Path, record: manifest.Manifest, wanted: Mapping[str, An
         group[name] = jax.ShapeDtypeStruct(saved.shape, jnp.dtype(saved.dtype), sharding=place)
         size += int(np.prod(saved.shape)) * group[name].dtype.itemsize
         if size >= GROUP_BYTES or i == len(names) - 1:
-            leaves = _restore_group(folder, group)
+            leaves = _restore_group(folder, group) if damaged is None else _what_can_be_read(folder, group, damaged)
             for key, total in checksums(leaves).items():
                 if total != record.leaves[key].checksum:
-                    raise DataError(f"{folder}: {key} is damaged (its values are not those that were saved)")
-            yield from leaves.items()
+                    problem = "its values are not those that were saved"
+                    if damaged is None:
+                        raise DataError(f"{folder}: {key} is damaged ({problem})")
+                    damaged[key] = problem
+            yield from ((key, leaf) for key, leaf in leaves.items() if key not in (damaged or {}))
             group, size = {}, 0
 
 
@@ -116,6 +122,19 @@ def _restore_group(folder: Path, group: dict[str, Any]) -> dict[str, jax.Array]:
     return leaves
 
 
+def _what_can_be_read(folder: Path, group: dict[str, Any], damaged: dict[str, str]) -> dict[str, jax.Array]:
+    try:
+        return _restore_group(folder, group)
+    except DataError:
+        leaves: dict[str, jax.Array] = {}
+        for name, leaf in group.items():
+            try:
+                leaves |= _restore_group(folder, {name: leaf})
+            except DataError as error:
+                damaged[name] = str(error).removeprefix(f"{folder}: {name} ")
+        return leaves
+
+
 def _readable(folder: Path, name: str, leaf: Any) -> bool:
     try:
         return isinstance(_orbax_restore(folder, {name: leaf})[name], jax.Array)
@@ -139,15 +158,55 @@ def verify(workdir: str | Path, step: int) -> list[str]:
     """Problems of one committed step: empty when every leaf can be read and has the value that was saved."""
     folder = Path(workdir) / FOLDER / str(step)
     try:
-        record = manifest.read(folder)
-        abstract = {
-            name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf.dtype)) for name, leaf in record.leaves.items()
-        }
-        for _ in read_leaves(folder, record, abstract):
-            pass
+        _read_all(folder)
     except DataError as error:
         return [str(error)]
+    _remember(workdir, step)
     return []
+
+
+def examine(workdir: str | Path, step: int) -> tuple[int, dict[str, str]]:
+    """How many leaves one committed step has, and what is wrong with each that is damaged; all of them are read.
+
+    A step whose manifest cannot be trusted has no leaves, and `manifest` is what is damaged.
+    """
+    folder = Path(workdir) / FOLDER / str(step)
+    damaged: dict[str, str] = {}
+    try:
+        count = _read_all(folder, damaged)
+    except DataError as error:
+        return 0, {"manifest": str(error).removeprefix(f"{folder}: ")}
+    if not damaged:
+        _remember(workdir, step)
+    return count, damaged
+
+
+def _read_all(folder: Path, damaged: dict[str, str] | None = None) -> int:
+    """Read and compare every leaf of a step; how many there are."""
+    record = manifest.read(folder)
+    abstract = {name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf.dtype)) for name, leaf in record.leaves.items()}
+    for _ in read_leaves(folder, record, abstract, damaged):
+        pass
+    return len(abstract)
+
+
+def _remember(workdir: str | Path, step: int) -> None:
+    if jax.process_index() == 0:
+        verified.remember(workdir, Path(workdir) / FOLDER / str(step))
+
+
+def delete_step(workdir: str | Path, step: int) -> str:
+    """Delete one step; returns why it could not be, or "".
+
+    A kill in the middle leaves a folder that is not offered, and that the next training removes.
+    """
+    folder = Path(workdir) / FOLDER / str(step)
+    try:
+        (folder / COMMITTED).unlink()  # first: half a step must not be offered
+        shutil.rmtree(folder)
+    except OSError as error:
+        return f"checkpoint {step} cannot be deleted ({error.strerror or error})"
+    return ""
 
 
 def restore_params(
@@ -296,6 +355,7 @@ class Checkpoints:
             for note in notes:
                 self._note(note)
             self._verified.add(candidate)
+            _remember(self.workdir, candidate)
             state = jax.tree.unflatten(jax.tree.structure(abstract_state), [leaves[name] for name in wanted])
             return Restored(candidate, state, record.data, record.meta)
         raise DataError(f"{self.workdir}: no checkpoint can be restored; " + "; ".join(text for _, text in problems))
@@ -328,10 +388,9 @@ class Checkpoints:
             return
 
         def delete() -> None:
-            for step in old:
-                folder = self.workdir / FOLDER / str(step)
-                (folder / COMMITTED).unlink()  # first: a kill in the middle must not leave half a step that is offered
-                shutil.rmtree(folder, ignore_errors=True)
+            for problem in filter(None, (delete_step(self.workdir, step) for step in old)):
+                if problem not in self.notes:  # tried again after every save
+                    self._note(problem)
 
         processes.by_the_first(delete)
         self._verified -= set(old)

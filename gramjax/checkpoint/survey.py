@@ -1,0 +1,102 @@
+"""What a run folder holds in checkpoints, and which of them may go: `gramjax checkpoint list` and `prune`."""
+
+import dataclasses
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from gramjax.checkpoint import json_file, manifest, state, verified
+from gramjax.core.errors import DataError, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One checkpoint as it lies on disk."""
+
+    step: int
+    status: str
+    """`complete`, `refused` (put aside by a restore that found it damaged) or `incomplete` (never committed)."""
+    path: str
+    """Its folder, below the run."""
+    time: float
+    """When it was committed, or last written (seconds since 1970)."""
+    bytes: int
+    leaves: int | None
+    """Arrays in it; None where its manifest cannot be read."""
+    mesh: dict[str, int] | None
+    verified: float | None
+    """When its files, as they are now, were read and found whole; None: not since they were written."""
+
+
+def run_folder(path: str | Path) -> Path:
+    """A run folder that has checkpoints; raises UserError that says what to give instead of anything else."""
+    folder = Path(path).expanduser()
+    if (folder / state.FOLDER).is_dir() or (folder / state.REFUSED).is_dir():
+        return folder
+    if folder.name in (state.FOLDER, state.REFUSED) and folder.is_dir():
+        raise UserError(f"{path} is the checkpoint folder of a run: give {folder.parent}")
+    if folder.parent.name in (state.FOLDER, state.REFUSED):
+        run = folder.parent.parent
+        known = ", ".join(map(str, state.steps_of(run))) or "none"
+        raise UserError(f"{path} is a step of a run (steps there: {known}): give {run} and --step={folder.name}")
+    json_file.read(folder / "config.json", lambda: UserError(f"{path} is no run folder: no checkpoints there"))
+    raise UserError(f"{path} holds no checkpoints")
+
+
+def steps(workdir: Path) -> list[Step]:
+    """Every checkpoint of a run folder, by number: also those that were put aside or never committed."""
+    out = []
+    for parent in (state.FOLDER, state.REFUSED):
+        folders = (workdir / parent).iterdir() if (workdir / parent).is_dir() else ()
+        for folder in folders:
+            number = folder.name.split("-")[0].split(".")[0]  # `7-again`, `7.orbax-checkpoint-tmp`
+            if folder.is_dir() and number.isdigit():
+                out.append(_step(workdir, folder, int(number), parent == state.REFUSED))
+    return sorted(out, key=lambda found: (found.step, found.path))
+
+
+def _step(workdir: Path, folder: Path, number: int, refused: bool) -> Step:
+    committed = folder.name.isdigit() and (folder / state.COMMITTED).exists()
+    size, newest = verified.measure(folder)
+    made = (folder / state.COMMITTED).stat().st_mtime if committed else newest / 1e9 or folder.stat().st_mtime
+    leaves, mesh = None, None
+    try:
+        record = manifest.read(folder)
+        leaves, mesh = len(record.leaves), record.meta.get("mesh")
+    except DataError:
+        pass
+    status = "refused" if refused else "complete" if committed else "incomplete"
+    when = verified.when(workdir, folder) if status == "complete" else None
+    return Step(number, status, str(folder.relative_to(workdir)), round(made, 3), size, leaves, mesh, when)
+
+
+def prunable(
+    workdir: Path, keep: int = 0, chosen: Collection[int] = (), say: Callable[[str], None] = print
+) -> list[int]:
+    """The steps that may be deleted: `chosen`, or all but the `keep` newest; never the last that verifies.
+
+    Of the steps that stay, one must verify. If none does, the newest of the others that does stays with `keep`, and
+    is refused when it was `chosen`. Raises DataError when no step verifies at all.
+    """
+    known = state.steps_of(workdir)
+    if absent := sorted(set(chosen) - set(known)):
+        state.choose(workdir, absent[0])  # says which there are
+    leaving = sorted(chosen) if chosen else known[:-keep]
+    if not leaving:
+        return []
+    staying = [step for step in known if step not in leaving]
+    if any(_whole(workdir, step, say) for step in reversed(staying)):
+        return leaving
+    last = next((step for step in reversed(leaving) if _whole(workdir, step, say)), None)
+    if last is None:
+        raise DataError(f"{workdir}: none of the checkpoints {', '.join(map(str, known))} verifies: nothing is deleted")
+    if chosen:
+        raise UserError(f"{workdir}: step {last} is the last that verifies: it is not deleted")
+    say(f"step {last} stays: of those that would be kept none verifies")
+    return [step for step in leaving if step != last]
+
+
+def _whole(workdir: Path, step: int, say: Callable[[str], None]) -> bool:
+    problems = state.verify(workdir, step)
+    for problem in problems:
+        say(problem)
+    return not problems
