@@ -261,6 +261,8 @@ class Checkpoints:
         )
         (self.workdir / FOLDER).mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager((self.workdir / FOLDER).absolute(), options=options)
+        # Orbax would ask for the agreed stop with numbers of its own, and the job could miss it (`processes.stopping`).
+        self._manager.reached_preemption = lambda step: False  # type: ignore[method-assign]
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -1,33 +1,99 @@
 """Requests to stop: SIGTERM from a scheduler, Ctrl-C from a person. The first is noted, the second ends the process.
 
-Only for jobs of one process: with `jax.distributed` the runtime owns SIGTERM (it replaces handlers set before it).
+A thread reads the numbers of the signals from a pipe that the interpreter writes to at once: the main thread may be in
+a compilation or wait for a device for minutes, in which no Python handler runs. `jax.distributed` replaces the handler
+of SIGTERM by its own, which tells the other processes; `relay` puts ours before it.
 """
 
+import ctypes
+import os
 import signal
+import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from gramjax.core.errors import Preempted
+
+SERVED = (signal.SIGTERM, signal.SIGINT)
+END = b"\0"
+
 
 class Watch:
-    """Context manager that notes the first SIGTERM or SIGINT in `asked`; a second one acts as without the watch."""
+    """Context manager that notes the first SIGTERM or SIGINT in `asked`; a second one ends the process at once.
 
-    def __init__(self) -> None:
-        self.asked = False
+    While `at_once` the first one ends it too (exit code 75): before there is anything to save.
+    """
+
+    def __init__(self, at_once: bool = False) -> None:
+        self.asked, self.at_once = False, at_once
+        self._count = 0
         self._before: dict[int, Any] = {}
+        self._tell: Callable[[int], None] | None = None
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "Watch":
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
+        if threading.current_thread() is not threading.main_thread():  # Python allows handlers nowhere else
+            return self
+        self._reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        self._fd_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._thread.start()
+        for number in SERVED:
+            self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._thread is None:
+            return
         for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        signal.set_wakeup_fd(self._fd_before)
+        os.write(self._writing, END)
+        self._thread.join()
+        os.close(self._reading)
+        os.close(self._writing)
+        self._thread = None
+
+    def relay(self) -> None:
+        """Pass the first request on to the handler of SIGTERM that `jax.distributed` has put in the place of ours."""
+        if self._thread is None:
+            return
+        libc = ctypes.CDLL(None)
+        libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+        theirs = libc.signal(signal.SIGTERM, None)
+        signal.signal(signal.SIGTERM, self._note)
+        ours = libc.signal(signal.SIGTERM, None)
+        signal.signal(signal.SIGTERM, self._note)
+        if theirs and theirs != ours:
+            self._tell = ctypes.CFUNCTYPE(None, ctypes.c_int)(theirs)
+            if self.asked:
+                self._tell(signal.SIGTERM)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        for known, handler in self._before.items():
-            signal.signal(known, handler)
+
+    def _listen(self) -> None:
+        while (block := os.read(self._reading, 64)) and END not in block:
+            for number in block:
+                if number in SERVED:
+                    self._serve(number)
+
+    def _serve(self, number: int) -> None:
+        self._count += 1
+        self.asked = True
+        name = signal.Signals(number).name
+        if self.at_once:
+            end(f"{name} before the job began: run the same command to start it", Preempted.exit_code)
+        if self._count > 1:
+            end(f"{name} after another request to stop: ended at once, what was saved is whole", 128 + number)
+        if self._tell is not None:
+            self._tell(signal.SIGTERM)
+
+
+def end(text: str, code: int) -> None:
+    """Say why and end the process, from any thread."""
+    print(f"gramjax: {text}", file=sys.stderr, flush=True)
+    os._exit(code)

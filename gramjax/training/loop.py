@@ -1,4 +1,4 @@
-"""The one training loop. Its order is a contract: evaluate the old state, save it, take a batch, step, log."""
+"""The one training loop. Its order is a contract: check and evaluate the old state, save it, take a batch, step, log."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from gramjax.core import runtime
+from gramjax.core import progress, runtime
 from gramjax.core.errors import GramjaxError, Preempted
 from gramjax.training.step import State, extreme
 
@@ -45,6 +45,8 @@ class Plan:
     log_every: int = 10
     eval_every: int = 0
     save_every: int = 0
+    check_every: int = 0
+    """Steps between looks at the copies of the state (`training.replicas`)."""
 
 
 class NotFinite(GramjaxError):
@@ -64,15 +66,29 @@ def run(
     save: Callable[[int, State, dict[str, Any]], None] | None = None,
     epoch_of: Callable[[int], float] = lambda step: 0.0,
     stop: Callable[[], bool] = lambda: False,
+    evaluated: bool = True,
+    check: Callable[[int, State], None] | None = None,
 ) -> State:
     """Train from `start_step` to `plan.total_steps` and return the last state.
 
     `put` places a host batch on the devices. Metrics of a step are fetched after the next step has been dispatched,
     so that the host never stalls the devices. Raises NotFinite naming the step when the loss is not finite, and
-    Preempted when `stop` (after the step at hand) or the source says so, with the state saved.
+    Preempted when `stop` (after the step at hand), an evaluation or the source says so, with the state saved.
+    `evaluated` says whether the state of `start_step` was (an evaluation that was broken off is made again); `save` is
+    given it for its step, with the state of the source. `check` raises when the state cannot be trusted.
     """
     waiting: list[tuple[int, Any]] = []
     meter = Meter(num_tokens)
+    evaluated_at, saved_at = (start_step if evaluated else -1), start_step
+
+    def keep(step: int) -> None:
+        """Save the state of a step, unless it is saved."""
+        nonlocal saved_at
+        if save is not None and step != saved_at:
+            progress.begins("a checkpoint", slow=True)
+            data = {"source": source.state(), "num_tokens": meter.num_tokens, "evaluated": step == evaluated_at}
+            save(step, state, data)
+            saved_at = step
 
     def flush(last: int) -> None:
         """Log the mean over the steps up to `last` that wait to be logged."""
@@ -85,22 +101,33 @@ def run(
             writer.write(last, {**values, **meter.read(last, len(due)), "epoch": epoch_of(last)})
 
     for step in range(start_step, plan.total_steps):
-        if evaluate is not None and plan.eval_every and step % plan.eval_every == 0 and step > start_step:
+        if check is not None and plan.check_every and step % plan.check_every == 0 and step > start_step:
+            check(step, state)
+        due = evaluate is not None and plan.eval_every and step % plan.eval_every == 0 and step > 0
+        if evaluate is not None and due and step != evaluated_at:
             flush(step)
-            evaluate(step, state)
+            try:
+                evaluate(step, state)
+            except Preempted:
+                keep(step)
+                raise Preempted(
+                    f"stopped on request in the evaluation of step {step}, which is saved: run the same command to go on"
+                ) from None
+            evaluated_at = step
             meter.pause()
-        if save is not None and plan.save_every and step % plan.save_every == 0 and step > start_step:
+        if plan.save_every and step % plan.save_every == 0 and step > start_step:
             flush(step)
-            save(step, state, {"source": source.state(), "num_tokens": meter.num_tokens})
+            keep(step)
+        progress.begins("the next batch")
         try:
             batch = source.next(state["params"])
         except Preempted:  # a rollout takes long: what it has made so far is drawn again
             flush(step)
-            if save is not None and step > start_step:
-                save(step, state, {"source": source.state(), "num_tokens": meter.num_tokens})
+            keep(step)
             raise
         about = source.metrics()
         meter.add(batch)
+        progress.begins("a training step")
         state, metrics = step_function(state, put(batch))
         metrics = {**metrics, **about}
         if waiting and waiting[-1][0] % plan.log_every == 0:
@@ -108,11 +135,10 @@ def run(
         waiting.append((step + 1, metrics))
         if save is not None and step + 1 < plan.total_steps and stop():
             flush(step + 1)
-            save(step + 1, state, {"source": source.state(), "num_tokens": meter.num_tokens})
+            keep(step + 1)
             raise Preempted(f"stopped on request; step {step + 1} is saved: run the same command to go on")
     flush(plan.total_steps)
-    if save is not None and start_step < plan.total_steps:
-        save(plan.total_steps, state, {"source": source.state(), "num_tokens": meter.num_tokens})
+    keep(plan.total_steps)
     return state
 
 
