@@ -29,7 +29,8 @@ SWITCHES = {"help": "print this, or with --config the settings with type, value 
             "dry_run": "resolve and check everything, print it, write nothing"}
 VALUES = {"config": "packaged config, .py file (with :ARGUMENT for its get_config), or config.json of a run folder",
           "workdir": "folder of the run: everything is written below it",
-          "distributed": "start as one of several processes: auto, slurm, or ADDRESS:PORT,NUMBER,COUNT"}
+          "distributed": "start as one of several processes: auto, slurm, or ADDRESS:PORT,NUMBER,COUNT",
+          "devices": "stop unless JAX finds so many devices, those of all processes together"}
 MOST_NESTING = 50
 """Depth at which a JSON config is refused."""
 
@@ -47,6 +48,8 @@ class Arguments:
     config_name: str
     dry_run: bool = False
     distributed: str = ""
+    devices: int = 0
+    """How many devices there must be; 0: any number."""
     origins: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Per setting: `default`, `config` (the file changed it) or `command line`."""
 
@@ -349,7 +352,9 @@ def parse(argv: list[str], verb: str = "train", workdir_needed: bool = True) -> 
     config.lock()
     dry_run = "dry_run" in given and switch("dry_run", given["dry_run"])
     workdir = given.get("workdir") or ""
-    arguments = Arguments(config, workdir, overrides, name, dry_run, given.get("distributed") or "", origins)
+    devices = whole("devices", given.get("devices"))
+    joined = given.get("distributed") or ""
+    arguments = Arguments(config, workdir, overrides, name, dry_run, joined, devices, origins)
     if "help" in given:
         print(f"{usage(verb)}\n\nSettings of {name}:\n{show(arguments)}")
         raise SystemExit(0)
@@ -363,6 +368,13 @@ def switch(name: str, text: str | None) -> bool:
     if text is None or text.lower() in ("true", "1", "false", "0"):
         return text is None or text.lower() in ("true", "1")
     raise UserError(f"--{name} is True or False, not {text!r}")
+
+
+def whole(name: str, text: str | None) -> int:
+    """The positive number of `--name`, 0 when it is not given."""
+    if text is not None and not (text.isdecimal() and int(text)):
+        raise UserError(f"--{name} is a positive number, not {text!r}")
+    return int(text or 0)
 
 
 def usage(verb: str) -> str:

@@ -36,7 +36,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 }
 """Modules that each extra brings."""
 
-VARIABLES = ("JAX_PLATFORMS", "XLA_FLAGS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "GRAMJAX_CACHE",
+VARIABLES = ("JAX_PLATFORMS", "XLA_FLAGS", "LIBTPU_INIT_ARGS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "GRAMJAX_CACHE",
              "JAX_COMPILATION_CACHE_DIR", "SLURM_JOB_ID")
 
 
@@ -203,11 +203,12 @@ def facts(with_devices: bool = True) -> dict[str, Any]:
     return out
 
 
-def start(compilation_cache: bool = True, distributed: str = "") -> None:
+def start(compilation_cache: bool = True, distributed: str = "", expected: int = 0) -> None:
     """Make JAX ready for a job: join the other processes if asked, and keep compiled programs on disk.
 
-    `distributed` is the text of `--distributed`. A cache folder that cannot be written is one warning, not an error;
-    a backend that does not start is a UserError.
+    `distributed` is the text of `--distributed`, `expected` the number of `--devices` (0: any). A cache folder that
+    cannot be written is one warning, not an error; a backend that does not start is a UserError, and so is another
+    number of devices than expected: a job that was given eight and sees one would run, eight times too long.
     """
     plan = distributed_plan(distributed, os.environ)
     import jax
@@ -223,7 +224,11 @@ def start(compilation_cache: bool = True, distributed: str = "") -> None:
             print(f"gramjax: compiled programs are not kept: {problem}; set GRAMJAX_CACHE", file=sys.stderr)
         else:
             jax.config.update("jax_compilation_cache_dir", str(cache_dir()))
-    devices()
+    found = devices()
+    if expected not in (0, found["count"]):
+        several = f" in {found['processes']} processes" if found["processes"] > 1 else ""
+        raise UserError(f"--devices={expected}, but JAX finds {found['count']} x {found['kind']}{several}: gramjax doctor "
+                        f"says what each host has")
 
 
 def distributed_plan(asked: str, environment: Mapping[str, str]) -> dict[str, Any] | None:

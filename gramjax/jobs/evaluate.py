@@ -38,7 +38,7 @@ INSTRUCTION = "evals.rationale.judging.instruction"
 def main(argv: list[str]) -> int:
     """`gramjax evaluate --config=evaluate --config.model.path=RUN_OR_HF_DIR --config.data.path=FILE --workdir=DIR`."""
     arguments = flags.parse(argv, "evaluate")
-    runtime.start(distributed=arguments.distributed)
+    runtime.start(distributed=arguments.distributed, expected=arguments.devices)
     config = arguments.config
     if not config.model.path:
         raise UserError("give --config.model.path=RUN_OR_HF_DIR, the model to evaluate")

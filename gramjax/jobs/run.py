@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gramjax.checkpoint.lock import RunLock
-from gramjax.core import checks, flags, folder, plugins
+from gramjax.core import checks, flags, folder, plugins, runtime
 from gramjax.core.errors import DataError, GramjaxError, UserError
 from gramjax.core.recipe import Step
 from gramjax.core.row_log import ROWS, SUMMARY
@@ -33,6 +33,8 @@ def main(argv: list[str]) -> int:
         for step in steps:
             print(command(step, workdir))
         return 0
+    if arguments.devices:
+        runtime.start(expected=arguments.devices)
     with RunLock(workdir):
         folder.prepare(workdir, config, arguments.overrides, config.resume, config.overwrite)
         for step in steps:

@@ -12,6 +12,8 @@ from gramjax.core.row_log import ROWS, SUMMARY
 def main(argv: list[str]) -> int:
     """`gramjax select_data --config=select_data:NAME --config.data.path=FILE --workdir=DIR`: DIR/rows.jsonl."""
     arguments = flags.parse(argv, "select_data")
+    if arguments.devices or arguments.distributed:
+        raise UserError("--devices, --distributed: select_data is one process that uses none")
     from gramjax.data import readers, vectors  # after the help, which answers without NumPy
 
     config = arguments.config

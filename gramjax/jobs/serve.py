@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     token = listening.read_token(section.token_file)
     listening.check_reach(section.host, token, section.open)
     bound = None if arguments.dry_run else listening.bind(section.host, section.port)
-    runtime.start()
+    runtime.start(expected=arguments.devices)
     began = time.monotonic()
     found = open_service(config, section, arguments.overrides)
     if bound is None:

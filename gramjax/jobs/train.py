@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     if arguments.config.log.wandb:
         runtime.need("wandb", "wandb", "config.log.wandb")
     runtime.return_large_blocks()
-    runtime.start(distributed=arguments.distributed)
+    runtime.start(distributed=arguments.distributed, expected=arguments.devices)
     for name, config, workdir in phases(arguments.config, Path(arguments.workdir), arguments.dry_run):
         if arguments.dry_run:
             describe(name, setup.build_run(config))
