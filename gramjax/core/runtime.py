@@ -36,8 +36,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 }
 """Modules that each extra brings."""
 
-VARIABLES = ("JAX_PLATFORMS", "XLA_FLAGS", "LIBTPU_INIT_ARGS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "GRAMJAX_CACHE",
-             "JAX_COMPILATION_CACHE_DIR", "SLURM_JOB_ID")
+VARIABLES = ("JAX_PLATFORMS", "XLA_FLAGS", "LIBTPU_INIT_ARGS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE",
+             "GRAMJAX_CACHE", "JAX_COMPILATION_CACHE_DIR", "SLURM_JOB_ID")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,8 +227,8 @@ def start(compilation_cache: bool = True, distributed: str = "", expected: int =
     found = devices()
     if expected not in (0, found["count"]):
         several = f" in {found['processes']} processes" if found["processes"] > 1 else ""
-        raise UserError(f"--devices={expected}, but JAX finds {found['count']} x {found['kind']}{several}: gramjax doctor "
-                        f"says what each host has")
+        raise UserError(f"--devices={expected}, but JAX finds {found['count']} x {found['kind']}{several}: "
+                        "gramjax doctor says what a host has")
 
 
 def distributed_plan(asked: str, environment: Mapping[str, str]) -> dict[str, Any] | None:
