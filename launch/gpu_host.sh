@@ -5,16 +5,17 @@
 #   launch/gpu_host.sh --processes=8 train ...                               one process per GPU
 #   JAX_PLATFORMS=cpu launch/gpu_host.sh --processes=2 train ...             two processes on a CPU, joined by jax.distributed
 #
+# --port=P is where several processes meet, on this host; without it they take one that is free.
 # SIGTERM and Ctrl-C are passed on to every process. When one ends badly the others are ended too, and its exit code is
 # that of the script: 75 means that the state is saved and the same command goes on.
 set -uo pipefail
 
-processes=1 port=${GRAMJAX_PORT:-}
+processes=1 port=
 while [[ $# -gt 0 ]]; do
   case $1 in
     --processes=*) processes=${1#*=} ;;
     --port=*) port=${1#*=} ;;
-    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) break ;;
   esac
   shift
@@ -31,6 +32,10 @@ fi
 gramjax=(gramjax)
 command -v gramjax >/dev/null || gramjax=("${PYTHON:-python3}" -m gramjax)
 if [[ $processes -eq 1 ]]; then
+  if [[ -n $port ]]; then
+    echo "gpu_host.sh: --port=$port is where several processes meet; one has nobody to meet" >&2
+    exit 2
+  fi
   exec "${gramjax[@]}" "$@"
 fi
 
@@ -46,6 +51,7 @@ fi
 port=${port:-$("${PYTHON:-python3}" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
 
 pids=()
+# shellcheck disable=SC2329 # called by the traps
 forward() { kill "-$1" "${pids[@]}" 2>/dev/null; }
 trap 'forward TERM' TERM
 trap 'forward INT' INT
