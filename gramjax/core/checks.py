@@ -121,7 +121,7 @@ RANGES: dict[str, tuple[float, float]] = {
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.compute_dtype": ("auto", "float32", "bfloat16"),
-    "model.attention": ("auto", "xla", "blocked", "cudnn"),
+    "model.attention": ("auto", "xla", "blocked", "cudnn", "splash"),
     "data.overlong": ("drop", "truncate_prompt_left", "shorten_responses", "error"),
     "data.on_bad_row": ("raise", "skip"),
     "data.renderings": ("draw", "all", "first"),

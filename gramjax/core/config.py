@@ -38,7 +38,7 @@ class ModelSection:
     compute_dtype: str = "auto"
     """`auto` (bfloat16 on accelerators, float32 on a CPU), `float32` or `bfloat16`."""
     attention: str = "auto"
-    """`auto` (the fast one of the backend), `xla`, `blocked` or `cudnn`: the attention implementation."""
+    """`auto` (the fast one of the backend), `xla`, `blocked`, `cudnn` (NVIDIA) or `splash` (TPU): the attention."""
 
 
 @dataclasses.dataclass(frozen=True)

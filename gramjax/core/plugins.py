@@ -38,7 +38,7 @@ whose `draw(found, tables, folder)` makes its pictures out of `layers.json` and 
 says that it compares languages.
 """
 
-PARTS_OF_MODELS = ("attention", "block", "heads", "stack", "model", "rotary", "lora", "lisa", "sides")
+PARTS_OF_MODELS = ("attention", "block", "heads", "stack", "model", "rotary", "lora", "lisa", "sides", "splash")
 """Files of `gramjax/models` that are parts of models, not models."""
 
 

@@ -30,6 +30,9 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 """Mesh axes of each logical axis. Parameters are spread over `fsdp` by their width and over `tensor` by their heads."""
 
+DECODING: dict[str, tuple[str, ...]] = RULES
+"""The rules of passes with a cache."""
+
 Constrain = Callable[..., jax.Array]
 """`constrain(x, *axes)`: the array with its sharding pinned to the logical axes."""
 
@@ -70,6 +73,11 @@ def partition(
     return PartitionSpec(*entries)
 
 
+def mesh_axes(entry: Any) -> tuple[str, ...]:
+    """The mesh axes of one entry of a PartitionSpec."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
 def shardings(specs: Any, mesh: Mesh, rules: Mapping[str, tuple[str, ...]] = RULES) -> Any:
     """NamedSharding of every parameter of a tree of specs."""
 
@@ -97,12 +105,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def constrainer(mesh: Mesh | None) -> Constrain:
+def constrainer(mesh: Mesh | None, rules: Mapping[str, tuple[str, ...]] = RULES) -> Constrain:
     """The function models call at block boundaries; the identity without a mesh or on a single device."""
     if mesh is None or mesh.size == 1:
         return lambda x, *axes: x
 
     def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, x.shape, mesh)))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, x.shape, mesh, rules)))
 
     return constrain

@@ -85,15 +85,18 @@ def lay_out(
     sequences: Sequence[Tokens], chosen: Sequence[Row], length: int, batch_size: int, most: int
 ) -> dict[str, np.ndarray]:
     """A batch of exactly `batch_size` rows padded on the right: `tokens`, `segment_ids`, `positions` [batch, length],
-    `ends` and `example_mask` [batch, most]; with masks also `labels` and `loss_mask` [batch, length].
+    `ends` and `example_mask` [batch, most]; with masks also `labels` and `loss_mask` [batch, length]; where rows may hold
+    several sequences also `shared` [batch], the tokens of each beginning: a model must know that there may be some.
 
     Rows that only fill the batch hold one token, so that no row attends to nothing.
     """
     shape = (batch_size, length)
-    batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "segment_ids", "positions")}
+    batch: dict[str, np.ndarray] = {name: np.zeros(shape, np.int32) for name in ("tokens", "segment_ids", "positions")}
     batch["segment_ids"][:, 0] = 1
     batch["ends"] = np.zeros((batch_size, most), np.int32)
     batch["example_mask"] = np.zeros((batch_size, most), np.float32)
+    if most > 1:
+        batch["shared"] = np.zeros(batch_size, np.int32)
     if chosen and sequences[chosen[0].members[0]].mask is not None:
         batch["labels"], batch["loss_mask"] = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
     for b, row in enumerate(chosen):
@@ -101,6 +104,8 @@ def lay_out(
         batch["tokens"][b, :shared] = sequences[row.members[0]].tokens[:shared]
         batch["positions"][b, :shared] = np.arange(shared)
         batch["segment_ids"][b, :shared] = SHARED
+        if most > 1:
+            batch["shared"][b] = shared
         place = shared
         for n, member in enumerate(row.members):
             tokens, mask = sequences[member].tokens, sequences[member].mask

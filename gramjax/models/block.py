@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
 
 from gramjax.core.sharding import Constrain
 from gramjax.core.spec import Spec
@@ -38,6 +39,8 @@ class Context:
     low_cos_BTE: jax.Array | None = None
     low_sin_BTE: jax.Array | None = None
     """Of low-rank queries and keys (`lisa`), where there are any."""
+    shared: bool = struct.field(default=False, pytree_node=False)
+    """Whether segments have a beginning in common (`attention.SHARED`)."""
 
 
 @struct.dataclass
@@ -153,6 +156,7 @@ def forward(
     implementation: str,
     constrain: Constrain,
     observer: Observer | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Carry, tuple[LayerCache | None, Any]]:
     """One layer: the carry with new hidden states, and the cache with the keys and values of this pass added.
 
@@ -181,8 +185,9 @@ def forward(
     else:
         shared = (keys, values) if ending else None
         mixed_BTHE = attention(
-            q_BTHE, keys, values, context.segments_BT, context.key_segments_BS, context.offset_B, window, implementation
-        )
+            q_BTHE, keys, values, context.segments_BT, context.key_segments_BS, context.offset_B, window,
+            implementation, mesh, context.shared,
+        )  # fmt: skip
     x_BTD = constrain(x_BTD + linear(mixed_BTHE, attn, "o", 2, "residual"), "batch", "length", "act_embed")
 
     seen_BTD = h

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh
 
 from gramjax.core import runtime
 from gramjax.core.config import ELSEWHERE, LoraSection
@@ -199,14 +200,17 @@ def forward(
     attention: str = "auto",
     remat: str = "none",
     observer: stack.Observer | None = None,
+    mesh: Mesh | None = None,
 ) -> Output:
     """Tokens to hidden states.
 
     `weights` come from `stack.pack`, or are parameters at rest. `batch` holds `tokens` [batch, length] and optionally
     `segment_ids` (0: padding, anywhere; default: no padding), `positions` (default: counted over the tokens that are
-    not padding) and `learned_mask` (bool [batch, length]: there the vector `preference/token` replaces the embedding).
+    not padding), `learned_mask` (bool [batch, length]: there the vector `preference/token` replaces the embedding) and
+    `shared` (it is there where segments may have a beginning in common, `attention.SHARED`).
     With a cache, the tokens follow those that it holds: several at once (prefill, chunked or not) or one (decode).
-    Padding written to the cache on the right is overwritten by later tokens. An `observer` sees every layer.
+    Padding written to the cache on the right is overwritten by later tokens. An `observer` sees every layer. `mesh` is
+    the one that `constrain` pins arrays to.
     """
     tokens_BT = batch["tokens"]
     segments_BT = batch.get("segment_ids")
@@ -224,11 +228,11 @@ def forward(
             cache.segment_ids, segments_BT, offset
         )
     cos, sin = rotary.angles(positions_BT, rotary.frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
-    low: tuple[Any, ...] = ()
+    low: tuple[Any, Any] = (None, None)
     if config.lisa.layers and config.lisa.rank and config.lisa.delta_rope:
         frequencies = rotary.frequencies(config.lisa.rank, config.rope_theta, config.rope_scaling)
         low = rotary.angles(positions_BT, frequencies)
-    context = block.Context(cos, sin, segments_BT, key_segments, offset, *low)
+    context = block.Context(cos, sin, segments_BT, key_segments, offset, *low, "shared" in batch)
 
     # A lookup in a table sharded on its width would gather it whole: gather the width first, keep the rows sharded.
     table = constrain(weights["embed"], "vocab", None)
@@ -240,7 +244,7 @@ def forward(
     def layer(layer_weights: Any, carry: block.Carry, layer_cache: Any, kind: str) -> tuple[block.Carry, Any]:
         with jax.named_scope("layer"):
             return block.forward(
-                layer_weights, config, carry, context, layer_cache, kind, attention, constrain, observer
+                layer_weights, config, carry, context, layer_cache, kind, attention, constrain, observer, mesh
             )
 
     packed = _packed(weights, config)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gramjax.core import plugins
-from gramjax.core.sharding import RULES, constrainer, shardings
+from gramjax.core.sharding import DECODING, RULES, constrainer, shardings
 from gramjax.models import lora, stack
 
 
@@ -57,8 +57,10 @@ class Model:
 
         With an `observer`, `Output.observed` holds what it kept of every layer.
         """
-        constrain = constrainer(self.mesh)
-        return self.module.forward(weights, self.config, batch, cache, constrain, self.attention, self.remat, observer)
+        constrain = constrainer(self.mesh, RULES if cache is None else DECODING)
+        return self.module.forward(
+            weights, self.config, batch, cache, constrain, self.attention, self.remat, observer, self.mesh
+        )
 
 
 def build(kind: str, config: Any, mesh: Mesh | None = None, compute_dtype: str = "auto", **choices: Any) -> Model:

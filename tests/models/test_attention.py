@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from gramjax.core.errors import UserError
+from gramjax.data import branches
 from gramjax.models import attention as module
-from gramjax.models.attention import attention, visible
+from gramjax.models import splash
+from gramjax.models.attention import SHARED, attention, visible
 
 B, T, H, K, E = 2, 37, 4, 2, 8
 
@@ -83,6 +85,50 @@ def test_gradients_of_the_blocked_form(window):
     got = jax.jit(jax.grad(loss("blocked"), (0, 1, 2)))(q, k, v)
     for a, b in zip(got, want):
         np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize(("length", "window"), [(256, 0), (200, 50)])
+def test_splash_interpreted(monkeypatch, length, window):
+    """Values and gradients of several blocks: packed segments, padding on either side, a length that fills no block."""
+    monkeypatch.setattr(splash, "BLOCKS", (128,))
+    q, k, v, weight = inputs(4, length)
+    packed = np.repeat([[1, 2, 3]], [90, 30, length - 120], axis=1)
+    padded = np.repeat([[0, 1, 0]], [9, length - 29, 20], axis=1)
+    segments = jnp.asarray(np.concatenate([packed, padded]), jnp.int32)
+    weight *= (segments != 0)[..., None, None]
+
+    def loss(form):
+        return lambda q, k, v: jnp.sum(weight * attention(q, k, v, segments, segments, None, window, form))
+
+    want = jax.jit(jax.value_and_grad(loss("xla"), (0, 1, 2)))(q, k, v)
+    got = jax.jit(jax.value_and_grad(loss("splash"), (0, 1, 2)))(q, k, v)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+        np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5)
+
+
+def test_splash_is_not_used_where_it_would_be_wrong():
+    """A shared beginning is seen by every segment: splash stands aside when it is told, for blocks that know it."""
+    q, k, v, _ = inputs(5)
+    segments = jnp.asarray([[SHARED] * 10 + [1] * 10 + [2] * 17] * B)
+    want = attention(q, k, v, segments, segments, None, 0, "xla")
+    got = attention(q, k, v, segments, segments, None, 0, "splash", shared=True)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert np.abs(attention(q, k, v, segments, segments, None, 0, "splash") - want).max() > 0.1
+    sequences = [branches.Tokens(np.arange(40, dtype=np.int32) + n * (np.arange(40) > 30)) for n in range(2)]
+    laid = branches.rows(sequences, [[0, 1]])
+    batch = branches.lay_out(sequences, laid, 64, 1, 2)
+    assert SHARED in batch["segment_ids"] and batch["shared"].tolist() == [laid[0].shared]
+
+
+def test_what_auto_means():
+    """The kernel where it takes the rows, a form that takes any where it does not."""
+    on_tpu = {"length": 1024, "head_dim": 128, "backend": "tpu"}
+    assert module.choose("auto", **on_tpu) == "splash"
+    for other in ({"length": 1000}, {"plain": False}, {"backend": "cpu"}):
+        assert module.choose("auto", **{**on_tpu, **other}) == "blocked"
+    assert module.choose("auto", **{**on_tpu, "backend": "gpu"}) == "xla"
+    with pytest.raises(UserError, match="attention='splash'.*gpu"):
+        module.choose("splash", backend="gpu")
 
 
 @pytest.mark.parametrize("length", [1, 7, 16, 65])
