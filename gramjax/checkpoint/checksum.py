@@ -23,7 +23,7 @@ def _mix(x: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _sums(array: jax.Array) -> jax.Array:
+def sums(array: jax.Array) -> jax.Array:
     if array.dtype == jnp.bool_:
         array = array.astype(jnp.uint8)
     words = jax.lax.bitcast_convert_type(array, WORDS[array.dtype.itemsize]).astype(jnp.uint32)
@@ -37,9 +37,9 @@ def _sums(array: jax.Array) -> jax.Array:
 
 def checksums(leaves: Mapping[str, jax.Array]) -> dict[str, str]:
     """16 hexadecimal digits per leaf: the same for the same values and dtype on any sharding."""
-    sums: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, leaf in leaves.items():
-        sums[name] = _sums(leaf)
+        found[name] = sums(leaf)
         if jax.default_backend() == "cpu":  # simulated devices share threads: several reductions in flight can lock up
-            sums[name].block_until_ready()
-    return {name: "".join(f"{int(word):08x}" for word in np.asarray(value)) for name, value in sums.items()}
+            found[name].block_until_ready()
+    return {name: "".join(f"{int(word):08x}" for word in np.asarray(value)) for name, value in found.items()}

@@ -9,6 +9,8 @@ class GramjaxError(Exception):
     """Base of the errors that end a job with a clear line."""
 
     exit_code = 1
+    agreed = False
+    """Whether all processes of the job raise it at the same place; else the one that does leaves without the others."""
 
 
 class UserError(GramjaxError):
@@ -27,6 +29,7 @@ class Preempted(GramjaxError):
     """The job was asked to stop and has saved its state: run the same command again to go on."""
 
     exit_code = 75
+    agreed = True
 
 
 class DoNotRequeue(GramjaxError):

@@ -6,13 +6,19 @@ all processes at the same place and ends the same way in all of them; in a job o
 """
 
 import hashlib
+import itertools
 import json
+import platform
+import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
+import gramjax
+from gramjax.core import runtime
 from gramjax.core.errors import DataError, GramjaxError, UserError
 
 T = TypeVar("T")
@@ -38,9 +44,9 @@ def together(action: Callable[[], T]) -> T:
         error = caught
     for number, text in enumerate(_gathered(_packed(error))):
         if text:
-            if error is not None:
-                raise error
-            raise _unpacked(number, text)
+            found = error if error is not None else _unpacked(number, text)
+            found.agreed = True  # type: ignore[attr-defined]
+            raise found
     return result
 
 
@@ -83,24 +89,59 @@ def agree(name: str, value: Any, differences: Callable[[Any, Any], list[str]] | 
     together(compare)
 
 
-def stop_asked(asked: bool) -> bool:
-    """Whether any process was asked to stop."""
+def identity() -> dict[str, str]:
+    """What code runs here: versions, and a digest of the package's source files."""
+    package, digest = Path(gramjax.__file__).parent, hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    versions = {name: runtime.version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")}
+    own = {"gramjax": gramjax.__version__, "source": digest.hexdigest()[:12], "python": platform.python_version()}
+    return {**own, **versions}
+
+
+def agree_on_code() -> None:
+    """Raise UserError in all processes unless they run the same code."""
+
+    def differences(theirs: dict[str, str], ours: dict[str, str]) -> list[str]:
+        changed = [name for name in ours if theirs.get(name) != ours[name]]
+        return [f"{name} {theirs.get(name)} there, {ours[name]} here" for name in changed]
+
+    if jax.process_count() > 1:
+        agree("code", identity(), differences)
+
+
+def any_of(flag: bool) -> bool:
+    """Whether any process says so."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
+
+
+def stopping(asked: Callable[[], bool]) -> Callable[[], bool]:
+    """A function that says whether the job was asked to stop; once it says so, it does for good.
+
+    In one process that is what `asked` says. In several the runtime of `jax.distributed` tells all of SIGTERM to one,
+    and names a point that all have still to reach: they call the function at the same points, in the same order.
+    """
     if jax.process_count() == 1:
         return asked
     from jax.experimental import multihost_utils
 
-    return bool(np.any(multihost_utils.process_allgather(np.bool_(asked))))
+    points, reached = itertools.count(1), False
+
+    def ask() -> bool:
+        nonlocal reached
+        reached = reached or bool(multihost_utils.reached_preemption_sync_point(next(points)))
+        return reached
+
+    return ask
 
 
-def preemption_notice(start_step: int) -> Callable[[], bool]:
-    """A function to be called once after every step, the first after `start_step`: whether a process had SIGTERM.
-
-    The runtime of `jax.distributed` owns that signal, tells the others, and names a step that all have still to reach.
-    """
-    from jax.experimental import multihost_utils
-
-    steps = iter(range(start_step + 1, 2**62))
-    return lambda: bool(multihost_utils.reached_preemption_sync_point(next(steps)))
+def hosts() -> list[str]:
+    """The name of the host of every process."""
+    return _gathered(socket.gethostname()) if jax.process_count() > 1 else [socket.gethostname()]
 
 
 def _gathered(text: str) -> list[str]:

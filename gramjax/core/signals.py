@@ -57,6 +57,15 @@ class Watch:
         os.close(self._writing)
         self._thread = None
 
+    def begin(self, several: bool) -> None:
+        """The job has begun: from now on the first request is noted, and served where the job can be stopped.
+
+        `several`: of several processes, whose runtime has to hear of it.
+        """
+        self.at_once = False
+        if several:
+            self.relay()
+
     def relay(self) -> None:
         """Pass the first request on to the handler of SIGTERM that `jax.distributed` has put in the place of ours."""
         if self._thread is None:

@@ -46,16 +46,18 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return out
 
 
-def rewind(path: str | Path, step: int) -> int:
+def rewind(path: str | Path, step: int, evaluated: bool = True) -> int:
     """Drop what a killed run logged after the step it resumes from; returns the number of entries dropped.
 
-    The file is replaced in one move, so that a second kill leaves the old or the new one.
+    With `evaluated` False the evaluation of that step will be made again: what was logged of it goes too. The file is
+    replaced in one move, so that a second kill leaves the old or the new one.
     """
     path = Path(path)
     if not path.exists():
         return 0
     entries = read_metrics(path)
-    kept = [entry for entry in entries if entry["step"] <= step]
+    last = step if evaluated else step - 1
+    kept = [e for e in entries if e["step"] <= last or (e["step"] == step and not any("eval/" in name for name in e))]
     text = "".join(json.dumps(entry) + "\n" for entry in kept)
     if text.encode() != path.read_bytes():
         new = path.with_name(path.name + ".new")

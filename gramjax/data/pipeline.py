@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gramjax.core import progress
 from gramjax.core.config import DataSection
 from gramjax.core.errors import DataError, UserError
 from gramjax.data import buckets
@@ -87,6 +88,8 @@ def encode_rows(
     out.dropped.merge(dropped or Tally())
     count = out.dropped.total
     for row in rows:
+        if count % 256 == 0:
+            progress.stop_point("the encoding of rows")
         count += 1
         name = str(row.get("id", count))
         try:

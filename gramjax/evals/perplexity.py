@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gramjax.core import sharding, statistics
+from gramjax.core import progress, sharding, statistics
 from gramjax.core.errors import DataError, UserError
 from gramjax.data import buckets
 from gramjax.data.rows import Drop, Tally
@@ -76,6 +76,7 @@ def evaluate(
     batch_size = -(-config.batch_size // shards) * shards
     sums = np.zeros((len(kept), 2))
     for indices, batch in buckets.batches([tokens for _, tokens, _ in kept], batch_size, config.buckets):
+        progress.stop_point("a batch of scoring")
         batch["labels"], batch["loss_mask"] = (
             np.zeros_like(batch["tokens"]),
             np.zeros(batch["tokens"].shape, np.float32),

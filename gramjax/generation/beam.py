@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from gramjax.core import checks
+from gramjax.core import checks, progress
 from gramjax.core.config import GenerationSection
 from gramjax.core.errors import UserError
 from gramjax.core.sharding import constrainer
@@ -302,6 +302,7 @@ def search(
         raise UserError(problems[0])
     statistics = Statistics() if statistics is None else statistics
     for batch in _batches(model, requests, settings):
+        progress.stop_point("a round of the sampler")
         began = time.perf_counter()
         found = _searched(model, weights, batch, settings, decode, statistics)
         statistics.seconds += time.perf_counter() - began

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from gramjax.core import config as configs
-from gramjax.core.errors import UserError
+from gramjax.core.errors import Preempted, UserError
 from gramjax.core.reinforcement import RewardSection
 from gramjax.generation.reward_functions import user_function
 
@@ -97,6 +97,8 @@ class Call:
             if inspect.isawaitable(found):
                 found = asyncio.run(_awaited(found))
             self.scores = checked(found, self.size)
+        except Preempted:  # of a model that judges, in the main thread
+            raise
         except (Exception, SystemExit) as error:  # whatever a user's function raises
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f" ({Path(last.filename).name} line {last.lineno})"
@@ -224,6 +226,18 @@ class Rewards:
             else:
                 out[:, k] = call.scores
         return out
+
+    def settled(self, calls: Sequence[Call], seconds: float) -> bool:
+        """Whether `result` of these calls has little to wait for: all are done, or one is late. Waits that long."""
+        until = time.perf_counter() + seconds
+        for call in calls:
+            while not call.function.in_turn and not call.done.wait(POLL):
+                now = time.perf_counter()
+                if call.started and now - call.started > self.section.timeout:
+                    return True
+                if now > until:
+                    return False
+        return True
 
     @staticmethod
     def extra(calls: Sequence[Call]) -> list[dict[str, Any]]:

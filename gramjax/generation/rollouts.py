@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gramjax.core import tree
+from gramjax.core import processes, progress, tree
 from gramjax.core.config import GenerationSection, SamplingSection
 from gramjax.core.errors import DataError, Preempted, UserError
 from gramjax.core.reinforcement import GrpoSection
@@ -40,6 +40,9 @@ VERSION = 1
 
 SHORTEST_ROW = 64
 """Tokens of a packed row, at least."""
+
+LOOK = 1.0
+"""Seconds between two looks of several processes at each other while rewards are computed."""
 
 Pairs = dict[str, tuple[float, float]]
 
@@ -139,7 +142,8 @@ class Rollouts:
         self.end_ids, self.rewards, self.value, self.put = end_ids, rewards, value, put
         self.process_index, self.process_count = process_index, process_count
         self.stop: Callable[[], bool] = lambda: False
-        """Asked between two calls of the device; True ends the drawing with Preempted."""
+        """Asked between two calls of the device; True ends the drawing with Preempted (a job asks at
+        `progress.stop_point`)."""
         self.reference: Any = None
         """Parameters of the reference; None with a KL term: the policy without its adapters."""
         self.record: Callable[[int, list[Sample], Pairs], None] = lambda step, samples, metrics: None
@@ -262,8 +266,7 @@ class Rollouts:
         began, statistics, prompts = time.perf_counter(), Statistics(), self.plan.groups
         sampler = Sampler(self.model, weights, self.renderer, self.end_ids, self.plan.generation)
         resample = self.plan.grpo.zero_variance == "resample"
-        groups, seen, waited = (self.surplus if resample else []), [], 0.0
-        self.surplus = []
+        groups, seen, waited = (self.surplus if resample else []), [], 0.0  # surplus stays until nothing stops this
         for _ in range(1 + resample * self.plan.grpo.max_resamples):
             made, waited_now = self._groups(sampler, cursor, prompts, version, statistics)
             cursor += prompts
@@ -334,6 +337,20 @@ class Rollouts:
             raise Preempted(f"stopped on request while drawing samples for step {self.step + 1}: run the same command "
                             "to go on")  # fmt: skip
 
+    def _check_wait(self) -> None:
+        """Serve a request to stop while rewards are waited for; several processes look together (`_await_rewards`)."""
+        self._check_stop()
+        if self.process_count == 1:
+            progress.stop_point("waiting for rewards")
+
+    def _await_rewards(self, futures: Sequence[Any]) -> None:
+        """Several processes: wait until each has its rewards, with looks at the job that all take together."""
+        if self.process_count == 1:
+            return
+        own = [call for calls in futures if calls is not None for call in calls]
+        while processes.any_of(not self.rewards.settled(own, LOOK)):
+            progress.stop_point("waiting for rewards")
+
     def prompt_at(self, place: int) -> int:
         """The prompt at a place in the order of the run: every pass over the prompts is a permutation of its own."""
         epoch, rest = divmod(place, len(self.prompts.rows))
@@ -366,9 +383,10 @@ class Rollouts:
         if not groups:
             return
         table = np.zeros((len(groups), len(groups[0]), len(self.rewards.names)), np.float64)
+        self._await_rewards(futures)
         for number, future in enumerate(futures):
             if future is not None:
-                table[number] = self.rewards.result(future, self._check_stop)
+                table[number] = self.rewards.result(future, self._check_wait)
                 for sample, extra in zip(groups[number], self.rewards.extra(future), strict=True):
                     sample.extra = extra
         if self.process_count > 1:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gramjax.core import checks
+from gramjax.core import checks, progress
 from gramjax.core.config import GenerationSection
 from gramjax.core.errors import UserError
 from gramjax.generation import request as requests_of
@@ -95,6 +95,7 @@ def rounds(
     statistics = Statistics() if statistics is None else statistics
     sampler = _Sampler(model, weights, iter(requests), settings, decode, statistics, watch)
     while True:
+        progress.stop_point("a round of the sampler")
         began = time.perf_counter()
         finished = sampler.advance()
         statistics.seconds += time.perf_counter() - began

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gramjax.core import sharding
+from gramjax.core import progress, sharding
 from gramjax.data import buckets
 from gramjax.generation.sampler import Sampler
 from gramjax.models import heads
@@ -42,6 +42,7 @@ def completion_logprobs(
     wanted = min(batch_size, 1 << max(len(sequences) - 1, 0).bit_length())
     out = np.zeros(len(sequences))
     for indices, batch in buckets.batches(sequences, -(-wanted // shards) * shards):
+        progress.stop_point("a batch of scoring")
         batch["labels"] = np.zeros_like(batch["tokens"])
         batch["loss_mask"] = np.zeros(batch["tokens"].shape, np.float32)
         for place, i in enumerate(indices):

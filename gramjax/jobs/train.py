@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ import jax
 
 from gramjax.checkpoint import state as checkpoints
 from gramjax.core import config as configs
-from gramjax.core import flags, folder, processes, runtime, signals, spec, tree
-from gramjax.core.errors import UserError
-from gramjax.core.writer import Writer
+from gramjax.core import flags, folder, processes, progress, runtime, signals, spec, tree, watchdog
+from gramjax.core.errors import Preempted, UserError
+from gramjax.core.safety import SafetySection
+from gramjax.core.writer import Writer, rewind
 from gramjax.data import readers
 from gramjax.models import lora
-from gramjax.training import evaluation, loop, reference, setup
+from gramjax.training import evaluation, loop, reference, replicas, setup
 from gramjax.training.ends import end_ids_of
 
 
@@ -28,12 +29,15 @@ def main(argv: list[str]) -> int:
     if arguments.config.log.wandb:
         runtime.need("wandb", "wandb", "config.log.wandb")
     runtime.return_large_blocks()
-    runtime.start(distributed=arguments.distributed, expected=arguments.devices)
-    for name, config, workdir in phases(arguments.config, Path(arguments.workdir), arguments.dry_run):
-        if arguments.dry_run:
-            describe(name, setup.build_run(config))
-        else:
-            train(config, workdir, arguments, name)
+    with signals.Watch(at_once=True) as watch:
+        runtime.start(distributed=arguments.distributed, expected=arguments.devices)
+        watch.begin(jax.process_count() > 1)
+        stop = processes.stopping(lambda: watch.asked)
+        for name, config, workdir in phases(arguments.config, Path(arguments.workdir), arguments.dry_run):
+            if arguments.dry_run:
+                describe(name, setup.build_run(config))
+            else:
+                train(config, workdir, arguments, name, stop)
     return 0
 
 
@@ -79,40 +83,51 @@ def sizes(run: setup.Run) -> str:
     return f"{sum(leaf.size for leaf in flat.values()):,} parameters ({trained:,} trained)"
 
 
-def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> None:
-    """One training: build, restore or start, loop, evaluate, report."""
+def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str, stop: Callable[[], bool]) -> None:
+    """One training: build, restore or start, loop, evaluate, report. `stop` says whether the job was asked to stop."""
     section = configs.section(config.train, configs.TrainSection, "train")
-    plan = loop.Plan(0, section.log_every, section.eval_every if section.evaluate else 0, section.save_every)
+    safety = configs.section(config.safety, SafetySection, "safety")
     started = time.perf_counter()
     with contextlib.ExitStack() as held:
-        processes.by_the_first(lambda: held.enter_context(checkpoints.RunLock(workdir)))
+        dog = held.enter_context(watchdog.Watchdog(safety.watchdog_seconds, safety.watchdog_factor))
+        held.enter_context(progress.heard_by(progress.Listener(dog.begins, stopper(stop))))
+        processes.agree_on_code()
         processes.agree("config", folder.as_dict(config), folder.differences)
+        processes.by_the_first(lambda: held.enter_context(checkpoints.RunLock(workdir)))
         processes.by_the_first(
             lambda: folder.prepare(workdir, config, arguments.overrides, config.resume, config.overwrite)
         )
         run = processes.together(lambda: setup.build_run(config))
         processes.agree("data", run.source.fingerprint())
         processes.by_the_first(lambda: describe_folder(run, workdir))
+        progress.stop_point("the start of the training")
         saved = checkpoints.Checkpoints(workdir, keep=section.keep)
         compared = reference.load(config, run)
         about = facts(run, compared)
-        state, start_step, num_tokens, fresh = restore_or_start(run, saved, config, about)
+        progress.begins("reading the weights", slow=True)
+        state, start_step, data, fresh = restore_or_start(run, saved, config, about)
         if start_step >= run.total_steps and (workdir / "DONE").exists():
             print(f"{workdir} is done ({start_step} steps); --config.overwrite=True trains it again")
             return
         rows = valid_rows(config) if section.evaluate else []
+        plan = loop.Plan(
+            run.total_steps,
+            section.log_every,
+            section.eval_every if rows else 0,
+            section.save_every,
+            safety.check_replicas_every,
+        )
+        evaluated = bool(data.get("evaluated", True))
+        if rows and not evaluated and jax.process_index() == 0 and evaluates(plan, start_step):
+            rewind(workdir / "metrics.jsonl", start_step, evaluated=False)
         outputs = configs.section(config.log, configs.LogSection, "log")
-        watch = signals.Watch()
-        alone = jax.process_count() == 1  # several processes: the runtime owns the signal, all stop at one step
-        watching = watch if alone else contextlib.nullcontext()
-        stop = (lambda: watch.asked) if alone else processes.preemption_notice(start_step)
-        with Writer(workdir, outputs, run.total_steps, start_step) as writer, saved, watching:
+        with Writer(workdir, outputs, run.total_steps, start_step) as writer, saved:
             announce(writer, name, run, start_step)
             log: loop.Writer = writer
             if run.rolls:
                 from gramjax.training import rollout_log
 
-                log = rollout_log.attach(run, workdir, writer, watch, compared)
+                log = rollout_log.attach(run, workdir, writer, compared)
 
             network = run.network
             ends, evals = end_ids_of(network), config.evals if rows else {}
@@ -128,23 +143,50 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str) -> 
             def save(step: int, state: Any, data: dict[str, Any]) -> None:
                 saved.save(step, state, data, {**about, "fresh": fresh})
 
+            progress.stop_point("the compilation of the training step")
+            compiled = compile_step(run, state, writer, started, compared)
+            progress.stop_point("the first step")
+
+            def step(state: Any, batch: Any) -> tuple[Any, Any]:
+                state, metrics = compiled(state, batch)
+                dog.dispatched(metrics["loss"][0])
+                return state, metrics
+
             state = loop.run(
                 state,
-                compile_step(run, state, writer, started, compared),
+                step,
                 run.source,
                 run.put,
                 log,
-                dataclasses.replace(plan, total_steps=run.total_steps),
+                plan,
                 start_step,
-                num_tokens,
+                data.get("num_tokens", 0),
                 evaluate if rows else None,
                 save,
                 run.source.epoch,
                 stop,
+                evaluated,
+                replicas.check,
             )
             if rows:
                 evaluate(run.total_steps, state)
+            progress.begins("the end of the last checkpoint", slow=True)
         finish(workdir, run)
+
+
+def stopper(stop: Callable[[], bool]) -> Callable[[str], None]:
+    """What is called where the job may be broken off (`progress.stop_point`)."""
+
+    def may_stop(what: str) -> None:
+        if stop():
+            raise Preempted(f"stopped on request in {what}: run the same command to go on")
+
+    return may_stop
+
+
+def evaluates(plan: loop.Plan, step: int) -> bool:
+    """Whether a training that goes on at a step begins with an evaluation."""
+    return step >= plan.total_steps or bool(plan.eval_every and step and step % plan.eval_every == 0)
 
 
 def describe_folder(run: setup.Run, workdir: Path) -> None:
@@ -155,16 +197,17 @@ def describe_folder(run: setup.Run, workdir: Path) -> None:
 
 def restore_or_start(
     run: setup.Run, saved: checkpoints.Checkpoints, config: Any, about: dict[str, Any]
-) -> tuple[Any, int, int, list[str]]:
-    """The newest good checkpoint of this run, or a first state: (state, step, tokens so far, untrained heads)."""
+) -> tuple[Any, int, dict[str, Any], list[str]]:
+    """The newest good checkpoint of this run, or a first state: (state, step, what was saved beside it, untrained
+    heads)."""
     if config.resume and saved.steps():
         restored = saved.restore(None, run.abstract_state, about)
         run.source.restore(restored.data_state["source"])
-        return restored.state, restored.step, restored.data_state["num_tokens"], restored.meta.get("fresh", [])
+        return restored.state, restored.step, restored.data_state, restored.meta.get("fresh", [])
     state, loaded = setup.first_state(run)
     for note in loaded.notes:
         print(f"gramjax: {note}", file=sys.stderr)
-    return state, 0, 0, [path for path in loaded.fresh if run.labels.get(path) == tree.FREEZE]
+    return state, 0, {}, [path for path in loaded.fresh if run.labels.get(path) == tree.FREEZE]
 
 
 def facts(run: setup.Run, compared: reference.Reference | None) -> dict[str, Any]:

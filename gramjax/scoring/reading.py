@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gramjax.core import sharding
+from gramjax.core import progress, sharding
 from gramjax.core.errors import UserError
 from gramjax.data import branches, buckets
 from gramjax.data.branches import Tokens
@@ -129,6 +129,7 @@ def read_all(
                 out[list(row.members)] = values[b, : len(row.members)]
 
     for rows, batch in _batches(sequences, laid, layout, mesh):
+        progress.stop_point("a batch of scoring")
         waiting.append((rows, reader(weights, sharding.place(batch, mesh))))
         fetch(ahead)
     fetch(0)

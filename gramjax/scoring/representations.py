@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gramjax.core import sharding
+from gramjax.core import progress, sharding
 from gramjax.data import buckets
 from gramjax.data.rows import Drop
 from gramjax.models import heads
@@ -71,6 +71,7 @@ class Encoder:
         size = -(-batch_size // shards) * shards
         out: np.ndarray | None = None
         for indices, batch in buckets.batches(sequences, size):
+            progress.stop_point("a batch of scoring")
             values = np.asarray(reader(weights, sharding.place(batch, mesh)), np.float32)
             if out is None:
                 out = np.zeros((len(sequences), values.shape[1]), np.float32)

@@ -1,4 +1,4 @@
-"""The one training loop. Its order is a contract: check and evaluate the old state, save it, take a batch, step, log."""
+"""The one training loop. Its order is a contract: check the state, evaluate it, save it, take a batch, step, log."""
 
 import dataclasses
 import math
@@ -111,7 +111,7 @@ def run(
             except Preempted:
                 keep(step)
                 raise Preempted(
-                    f"stopped on request in the evaluation of step {step}, which is saved: run the same command to go on"
+                    f"stopped on request in the evaluation of step {step}; it is saved: run the same command to go on"
                 ) from None
             evaluated_at = step
             meter.pause()

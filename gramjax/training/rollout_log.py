@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from gramjax.core import signals
 from gramjax.core.writer import Writer
 from gramjax.generation.experience import Sample
 from gramjax.generation.rollouts import Rollouts
@@ -35,14 +34,10 @@ MOST_WARNINGS = 3
 SHOWN_CHARACTERS = 300
 
 
-def attach(
-    run: setup.Run, workdir: Path, writer: Writer, watch: signals.Watch, compared: Reference | None
-) -> "Log":
-    """Let the source of a run write its tables, stop on request, and compare with the reference; the writer for its
-    metrics, which adds warnings."""
+def attach(run: setup.Run, workdir: Path, writer: Writer, compared: Reference | None) -> "Log":
+    """Let the source of a run write its tables and compare with the reference; the writer for its metrics, which adds
+    warnings."""
     source: Rollouts = run.source
-    if jax.process_count() == 1:
-        source.stop = lambda: watch.asked
     source.reference = None if compared is None else compared.params
     log = Log(source, workdir, writer)
     source.record = log.rollout

@@ -16,7 +16,7 @@ def read() -> str:
 
 runtime.start()
 assert processes.shared(f"{sys.argv[1]}").endswith("rows.jsonl"), "process 0 speaks for all"
-assert processes.stop_asked("gone" in sys.argv[1]), "one of them asked"
+assert processes.any_of("gone" in sys.argv[1]), "one of them asked"
 try:
     processes.together(read)
 except DataError as error:
