@@ -1,6 +1,6 @@
 """Which folders the package is made of; everything else is in pyproject.toml.
 
-`configs/` stands at the top of the checkout, where people read it, and is installed as `gramjax/configs`.
+`configs/` and `launch/` stand at the top of the checkout, where people read them, and are installed inside the package.
 """
 
 from pathlib import Path
@@ -14,10 +14,11 @@ CONFIG_PACKAGES = {
     for folder in CONFIGS
     if folder.name != "__pycache__"
 }
+BESIDE = {**CONFIG_PACKAGES, "gramjax.launch": "launch"}
 
 setup(
-    packages=[*find_namespace_packages(include=["gramjax", "gramjax.*"], exclude=["*__pycache__*"]), *CONFIG_PACKAGES],
-    package_dir=CONFIG_PACKAGES,
+    packages=[*find_namespace_packages(include=["gramjax", "gramjax.*"], exclude=["*__pycache__*"]), *BESIDE],
+    package_dir=BESIDE,
     package_data={"": ["*"]},
     exclude_package_data={"": ["*.pyc"]},
 )

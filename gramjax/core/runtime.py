@@ -32,12 +32,16 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "ml-c
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "torch": ("torch",), "plot": ("matplotlib",), "wandb": ("wandb",), "serve": ("fastapi", "uvicorn"),
-    "math": ("math_verify", "pebble"), "mt": ("sentencepiece",), "lmeval": ("lm_eval",),
+    "math": ("math_verify", "pebble"), "mt": ("sentencepiece",), "lmeval": ("lm_eval",), "plan": ("libtpu",),
 }
 """Modules that each extra brings."""
 
 VARIABLES = ("JAX_PLATFORMS", "XLA_FLAGS", "LIBTPU_INIT_ARGS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE",
              "GRAMJAX_CACHE", "JAX_COMPILATION_CACHE_DIR", "SLURM_JOB_ID")
+
+
+STEP_TASKS = "SLURM_STEP_NUM_TASKS"
+"""How many tasks one srun has started; SLURM_NTASKS is what was asked of sbatch, also in the script itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,19 +207,28 @@ def facts(with_devices: bool = True) -> dict[str, Any]:
     return out
 
 
-def start(compilation_cache: bool = True, distributed: str = "", expected: int = 0) -> None:
+def start(compilation_cache: bool = True, distributed: str = "", expected: int = 0, alone: str = "") -> None:
     """Make JAX ready for a job: join the other processes if asked, and keep compiled programs on disk.
 
     `distributed` is the text of `--distributed`, `expected` the number of `--devices` (0: any). A cache folder that
     cannot be written is one warning, not an error; a backend that does not start is a UserError, and so is another
-    number of devices than expected: a job that was given eight and sees one would run, eight times too long.
+    number of devices than expected: a job that was given eight and sees one would run, eight times too long. `alone`
+    is the verb of a job that several processes cannot share.
     """
-    plan = distributed_plan(distributed, os.environ)
+    if alone:
+        one_process(alone, distributed)
+    plan = None if alone else distributed_plan(distributed, os.environ)
     import jax
 
     if plan is not None:
+        from gramjax.core import rendezvous
+
+        limits: dict[str, Any] = rendezvous.limits(os.environ)
+        if "coordinator_address" in plan and plan["num_processes"] > 1:
+            number, count = plan["process_id"], plan["num_processes"]
+            rendezvous.meet(plan["coordinator_address"], number, count, limits["initialization_timeout"])
         try:
-            jax.distributed.initialize(**plan)
+            jax.distributed.initialize(**plan, **limits)
         except (ValueError, RuntimeError) as error:
             raise UserError(f"--distributed={distributed or 'auto'}: {first_line(error)}") from error
     if compilation_cache:
@@ -229,6 +242,16 @@ def start(compilation_cache: bool = True, distributed: str = "", expected: int =
         several = f" in {found['processes']} processes" if found["processes"] > 1 else ""
         raise UserError(f"--devices={expected}, but JAX finds {found['count']} x {found['kind']}{several}: "
                         "gramjax doctor says what a host has")
+
+
+def one_process(verb: str, asked: str = "", environment: Mapping[str, str] = os.environ) -> None:
+    """Raise UserError where several processes were started for a verb that would do all of its work in each."""
+    counts = [asked.rpartition(",")[2], environment.get("JAX_NUM_PROCESSES", ""), environment.get(STEP_TASKS, "")]
+    several = max((int(text) for text in counts if text.isdigit()), default=1)
+    if several > 1 or asked in ("auto", "slurm"):
+        found = f"{several} were started" if several > 1 else f"--distributed={asked} asks for several"
+        raise UserError(f"gramjax {verb} runs in one process, on all devices of its host; {found}: start it once, "
+                        "without --distributed and JAX_NUM_PROCESSES (more hosts: a part of the rows for each)")
 
 
 def distributed_plan(asked: str, environment: Mapping[str, str]) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """Say what is installed, which devices are there, and what would keep a job from running.
 
-`gramjax doctor` ends with `ready` or `n problems` (exit code 2); `--json` prints the same facts for a machine.
+`gramjax doctor` ends with `ready` or `n problems` (exit code 2); `--json` prints the same facts for a machine. Of the
+flags of XLA it says which are in force, and which of those that pay on this platform are not.
 """
 
 import json
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gramjax.core import flags, runtime
+from gramjax.core import flags, runtime, xla_flags
 from gramjax.core.errors import UserError
 
 LEAST_PYTHON = (3, 11)
@@ -27,6 +28,7 @@ def problems(facts: dict[str, Any]) -> list[str]:
     out += [f"this folder: {problem}" for problem in [runtime.unwritable(Path.cwd())] if problem]
     if "error" in facts["devices"]:
         out.append(facts["devices"]["error"])
+    out += [f"LIBTPU_INIT_ARGS: the TPU compiler does not take {flag}" for flag in facts["xla_flags"]["refused"]]
     return out
 
 
@@ -39,6 +41,8 @@ def gather() -> dict[str, Any]:
     path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    for_tpu = xla_flags.parse(os.environ.get("LIBTPU_INIT_ARGS", ""))
+    refused = (xla_flags.unknown_to_tpu(for_tpu) or []) if for_tpu else []
     try:
         out["devices"] = json.loads(done.stdout.strip().splitlines()[-1])
     except (ValueError, IndexError):
@@ -48,6 +52,8 @@ def gather() -> dict[str, Any]:
         text = text.removeprefix("gramjax.core.errors.UserError: ")
         hint = f" (XLA_FLAGS is {os.environ['XLA_FLAGS']!r})" if unknown else ""
         out["devices"] = {"error": f"JAX does not start: {text.removeprefix('JAX does not start: ')}{hint}"}
+    found = xla_flags.report(os.environ, out["devices"].get("backend", ""))
+    out["xla_flags"] = {**found, "refused": refused}
     return out
 
 
@@ -73,6 +79,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
         ("offline", "yes (HF_HUB_OFFLINE)" if facts["variables"].get("HF_HUB_OFFLINE") in ("1", "true") else
          "not forced; gramjax reads local paths only"),
     ]
+    rows += [("xla flags", text) for text in xla_flags.lines(facts["xla_flags"])]
     return [f"{name:<10} {text}" for name, text in rows]
 
 

@@ -16,7 +16,7 @@ def test_facts_are_json_and_name_the_installation():
     facts = json.loads(json.dumps(runtime.facts()))
     assert facts["versions"]["jax"] and facts["devices"]["count"] >= 1 and facts["devices"]["backend"] == "cpu"
     assert facts["variables"]["JAX_PLATFORMS"] == "cpu"
-    assert set(facts["extras"]) == {"torch", "plot", "wandb", "serve", "math", "mt", "lmeval"}
+    assert set(facts["extras"]) == {"torch", "plot", "wandb", "serve", "math", "mt", "lmeval", "plan"}
 
 
 def test_facts_without_devices_import_no_jax():
@@ -32,7 +32,7 @@ def test_extras_are_those_of_the_package():
     extras = project["optional-dependencies"]
     assert set(extras) == {*runtime.EXTRAS, "cuda", "tpu", "dev", "all"}
     inside = extras["all"][0].removeprefix("gramjax[").removesuffix("]").split(",")
-    assert set(inside) == set(runtime.EXTRAS) - {"torch"}
+    assert set(inside) == set(runtime.EXTRAS) - {"torch", "plan"}  # its libtpu is another than that of [tpu]
 
 
 @pytest.mark.parametrize(
