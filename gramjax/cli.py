@@ -2,7 +2,8 @@
 
 Nothing heavy is imported before the verb is known, and the verbs are described from the first lines of their files.
 Exit codes: 0 fine, 1 a bug (with traceback), 2 the command or a setting is wrong, 3 the data is, 75 stopped on request
-after a checkpoint was written (run the same command again), 130 interrupted.
+after a checkpoint was written (run the same command again), 76 another try would fail in the same place, 77 stuck (the
+watchdog ended it; run the same command again), 130 interrupted.
 """
 
 import ast
@@ -10,6 +11,7 @@ import difflib
 import importlib
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -61,6 +63,27 @@ def main(argv: list[str]) -> int:
     return importlib.import_module(f"gramjax.jobs.{verb}").main(argv[1:])
 
 
+def in_a_group() -> bool:
+    """Whether this process has joined others."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def leave(code: int, agreed: bool) -> None:
+    """End a process of a group by itself: an orderly end waits for the others, who wait for it in their next step.
+
+    Those who end for the same reason at the same place (`agreed`) wait for each other. Process 0 takes the others down
+    with it: it gives those who meet the same error a moment to say so.
+    """
+    if agreed or not in_a_group():
+        return
+    sys.stderr.flush()
+    sys.stdout.flush()
+    if sys.modules["jax"].process_index() == 0:
+        time.sleep(1)
+    os._exit(code)
+
+
 def run(argv: list[str] | None = None) -> None:
     """The console script: run a verb, print errors as one line, exit with the code."""
     try:
@@ -71,6 +94,12 @@ def run(argv: list[str] | None = None) -> None:
             traceback.print_exc()
         print(f"gramjax: {' '.join(str(error).split())}", file=sys.stderr)
         code = error.exit_code
+        leave(code, error.agreed)
+    except Exception as error:
+        if in_a_group():
+            traceback.print_exc()
+            leave(1, getattr(error, "agreed", False))
+        raise
     except KeyboardInterrupt:
         print("gramjax: interrupted", file=sys.stderr)
         code = 130

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
         raise UserError("give --config.model.path=RUN_OR_HF_DIR, the model that annotates")
     if not config.data.path:
         raise UserError("give --config.data.path=FILE, the rows to annotate")
-    runtime.start(distributed=arguments.distributed, expected=arguments.devices)
+    runtime.start(distributed=arguments.distributed, expected=arguments.devices, alone="annotate")
     import jax
 
     from gramjax.data import readers, vectors

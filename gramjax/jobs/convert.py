@@ -17,7 +17,7 @@ from gramjax.checkpoint import adapters, hf_config, huggingface, json_file, lisa
 from gramjax.checkpoint import folder as folders
 from gramjax.checkpoint.source import Source, open_source
 from gramjax.core import config as configs
-from gramjax.core import flags, spec, tree
+from gramjax.core import flags, runtime, spec, tree
 from gramjax.core.errors import DataError, UserError
 from gramjax.data import tokenizer
 from gramjax.models import block, decoder, heads, lisa, lora, stack
@@ -29,6 +29,7 @@ TOLERANCE = 1e-3
 def main(argv: list[str]) -> int:
     """`gramjax convert SRC DST [--to=hf|gramjax|lisa] [--adapter] [--verify] ...`; 1 when the verification fails."""
     arguments = _parser().parse_args(argv)
+    runtime.one_process("convert")
     _check_sharing(arguments)
     source = open_source(arguments.src, arguments.step, arguments.merge)
     target = Path(arguments.dst)

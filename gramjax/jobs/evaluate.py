@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from gramjax.core import config as configs
-from gramjax.core import ensembles, flags, folder, judgements, leaderboards, runtime, spec
+from gramjax.core import ensembles, flags, folder, judgements, leaderboards, processes, runtime, spec
 from gramjax.core.errors import GramjaxError, UserError
 from gramjax.data import readers
 from gramjax.training import evaluation, exports, inheritance, scoring, setup
@@ -52,9 +52,9 @@ def main(argv: list[str]) -> int:
         print(f"{len(found.rows):,} rows of {found.total:,}, {spec.count(network.model.specs()):,} parameters")
         return 0
     workdir = Path(arguments.workdir)
-    folder.write_json(workdir / "config.json", folder.as_dict(config))
-    folder.write_json(workdir / "overrides.json", folder.as_dict(arguments.overrides))
-    folder.write_json(workdir / "env.json", runtime.facts())
+    processes.agree_on_code()
+    processes.agree("config", folder.as_dict(config), folder.differences)
+    processes.by_the_first(lambda: describe(config, arguments.overrides, workdir))
     if config.get("ensemble", {}).get("members"):
         judge_together(config, arguments.overrides, workdir)
         return 0
@@ -62,6 +62,13 @@ def main(argv: list[str]) -> int:
         show(name, results, workdir)
         export(config, name, workdir)
     return 0
+
+
+def describe(config: Any, overrides: dict[str, Any], workdir: Path) -> None:
+    """Write what is evaluated and where."""
+    folder.write_json(workdir / "config.json", folder.as_dict(config))
+    folder.write_json(workdir / "overrides.json", folder.as_dict(overrides))
+    folder.write_json(workdir / "env.json", runtime.facts())
 
 
 def open_rows(config: Any, overrides: dict[str, Any]) -> tuple[Any, setup.Network, dict[str, Any]]:
@@ -78,8 +85,9 @@ def judge(config: Any, overrides: dict[str, Any], target: Path) -> dict[str, dic
     section = configs.section(config.get("reference", {}), configs.ReferenceSection, "reference")
     if section.path and not evaluation.compares(config.evals):
         raise UserError("config.reference.path is for implicit rewards: set --config.evals.preference.method=implicit")
-    found, network, settings = open_rows(config, overrides)
-    params = setup.load_for_use(network)
+    found, network, settings = processes.together(lambda: open_rows(config, overrides))
+    processes.agree("rows", found.files)
+    params = processes.together(lambda: setup.load_for_use(network))
     facts = {
         "model": config.model.path,
         "data": config.data.path,
@@ -105,7 +113,9 @@ def judge_together(config: Any, overrides: dict[str, Any], workdir: Path) -> Non
             own.model.path, own.model.adapter = path, "" if number else config.model.adapter
         target = workdir / "members" / f"{number:02d}"
         facts = judge(own, overrides, target)["preference"]
-        print(f"member {number}  accuracy {facts['accuracy']:.4f}  {path}", flush=True)
+        if jax.process_index() == 0:
+            print(f"member {number}  accuracy {facts['accuracy']:.4f}  {path}", flush=True)
+        processes.by_the_first(lambda: None)  # it has written the rows
         lines = (target / "preference.rows.jsonl").read_text("utf-8").split("\n")
         judged.append([json.loads(line) for line in lines if line])
     method = config.evals.preference

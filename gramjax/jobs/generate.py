@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     arguments = flags.parse(rest, "generate", workdir_needed=False)
     config = arguments.config
     check(own, arguments)
-    runtime.start(expected=arguments.devices)
+    runtime.start(expected=arguments.devices, alone="generate")
     from gramjax.core import spec
     from gramjax.training import setup
 

@@ -23,6 +23,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"config {arguments.config_name!r} is no recipe (it has no config.recipe)")
     if arguments.distributed:
         raise UserError("gramjax run is one process; run its steps (--dry_run lists them) with --distributed instead")
+    runtime.one_process("run")
     plugin = plugins.load("recipes", config.recipe.name)
     steps = plugin.steps(config, workdir)
     for step in steps:
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
             print(command(step, workdir))
         return 0
     if arguments.devices:
-        runtime.start(expected=arguments.devices)
+        runtime.start(expected=arguments.devices, alone="run")
     with RunLock(workdir):
         folder.prepare(workdir, config, arguments.overrides, config.resume, config.overwrite)
         for step in steps:

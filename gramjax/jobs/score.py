@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         raise UserError("give --config.data.path=FILE, the rows to score")
     section = configs.section(config.score, configs.ScoreSection, "score")
     known = references.open_references(section.reference, "score.reference") if section.reference else None
-    runtime.start(distributed=arguments.distributed, expected=arguments.devices)
+    runtime.start(distributed=arguments.distributed, expected=arguments.devices, alone="score")
     import jax
 
     from gramjax.training import inheritance, scoring, setup

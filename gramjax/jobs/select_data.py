@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from gramjax.core import config as configs
-from gramjax.core import flags, folder, plugins
+from gramjax.core import flags, folder, plugins, runtime
 from gramjax.core.errors import UserError
 from gramjax.core.row_log import ROWS, SUMMARY
 
@@ -21,6 +21,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"config {arguments.config_name!r} names no selection (it has no config.selection)")
     if not config.data.path:
         raise UserError("give --config.data.path=FILE, the rows to choose from")
+    runtime.one_process("select_data")
     plugin = plugins.load("selection/rows", config.selection.name)
     own = configs.section(config.selection, plugin.Config, "selection")
     section = configs.section(config.data, configs.DataSection, "data")

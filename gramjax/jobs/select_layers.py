@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
         raise UserError("give --config.data.path=FILE_OR_FOLDER, or several sources as config.data.train")
     plugin = plugins.load("selection/layers", config.selection.name)
     own = configs.section(config.selection, plugin.Config, "selection")
-    runtime.start(distributed=arguments.distributed, expected=arguments.devices)
+    runtime.start(distributed=arguments.distributed, expected=arguments.devices, alone="select_layers")
     import jax
 
     if arguments.dry_run:

@@ -39,13 +39,14 @@ def main(argv: list[str]) -> int:
         raise UserError("--distributed: serve runs in one process (on all devices of its host)")
     if lacking := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
         raise UserError(f"serve needs {lacking[0]}: pip install 'gramjax[serve]'")
+    runtime.one_process("serve")
     section = configs.section(config.serve, ServeSection, "serve")
     from gramjax.serving import application, listening
 
     token = listening.read_token(section.token_file)
     listening.check_reach(section.host, token, section.open)
     bound = None if arguments.dry_run else listening.bind(section.host, section.port)
-    runtime.start(expected=arguments.devices)
+    runtime.start(expected=arguments.devices, alone="serve")
     began = time.monotonic()
     found = open_service(config, section, arguments.overrides)
     if bound is None:

@@ -1,8 +1,8 @@
 """A look at the copies: what several devices or hosts hold the same of must be the same, to the bit.
 
-Replicated weights are copied once, at the start; from then on every device computes its own from what should be the same
-numbers in the same order. A device that computes or remembers wrongly lets its copy drift, and nothing says so: the
-loss goes on falling. Each device sums up its own part of every array where it lies; sums of copies are compared.
+Replicated weights are copied once, at the start; from then on every device computes its own from what should be the
+same numbers in the same order. A device that computes or remembers wrongly lets its copy drift, and nothing says so:
+the loss goes on falling. Each device sums up its part of every array where it lies; sums of copies are compared.
 """
 
 import functools
