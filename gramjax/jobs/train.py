@@ -1,7 +1,6 @@
 """Train a model: rows to tokens, tokens to steps, steps to checkpoints, and a report at the end."""
 
 import contextlib
-import copy
 import dataclasses
 import sys
 import time
@@ -16,6 +15,7 @@ from gramjax.core import config as configs
 from gramjax.core import flags, folder, processes, progress, runtime, signals, spec, tree, watchdog
 from gramjax.core.errors import Preempted, UserError
 from gramjax.core.safety import SafetySection
+from gramjax.core.phases import phases
 from gramjax.core.writer import Writer, rewind
 from gramjax.data import readers
 from gramjax.models import lora
@@ -39,31 +39,6 @@ def main(argv: list[str]) -> int:
             else:
                 train(config, workdir, arguments, name, stop)
     return 0
-
-
-def phases(config: Any, workdir: Path, dry_run: bool = False) -> Iterator[tuple[str, Any, Path]]:
-    """The trainings of a config, one after the other: (name, config, folder).
-
-    `config.phases` maps names, in alphabetical order, to the settings that differ. A phase starts from the weights of
-    the one before (which a dry run does not make: there each starts as the first does). The last one writes into
-    `workdir` itself, the others into folders named after them.
-    """
-    names = sorted(config.get("phases", {}))
-    if not names:
-        yield "", config, workdir
-        return
-    start = config.model.path
-    for name in names:
-        own = copy.deepcopy(config)
-        with own.unlocked():
-            own.update(config.phases[name])
-            own.data.train = own.data.train or config.data.train  # a phase without data of its own
-            own.model.path, own.phases = start, {}
-            if start != config.model.path:
-                own.model.adapter = ""  # it is in the weights of the phase before
-        target = workdir if name == names[-1] else workdir / name
-        yield name, own, target
-        start = start if dry_run else str(target)
 
 
 def describe(name: str, run: setup.Run) -> None:
