@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from gramjax.checkpoint import state as checkpoints
 from gramjax.core import config as configs
 from gramjax.core import flags, folder, processes, progress, runtime, signals, spec, tree, watchdog
 from gramjax.core.errors import Preempted, UserError
-from gramjax.core.safety import SafetySection
 from gramjax.core.phases import phases
+from gramjax.core.safety import SafetySection
 from gramjax.core.writer import Writer, rewind
 from gramjax.data import readers
 from gramjax.models import lora
