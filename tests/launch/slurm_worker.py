@@ -1,4 +1,4 @@
-"""What a SLURM task runs in a test: it joins the others as a job does, says which GPUs are its own, ends as a job ends."""
+"""What a SLURM task runs in a test: it joins the others as a job does, says which GPUs are its own, ends like one."""
 
 import sys
 
