@@ -297,7 +297,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=0, help="tokens of a row; 0: 2048, or 256 with --measure")
     parser.add_argument("--rows", type=int, default=4, help="with --measure")
     parser.add_argument("--rounds", type=int, default=9, help="with --measure")
-    parser.add_argument("--logit_chunk", type=int, default=0, help="0: 512 tokens per device")
+    parser.add_argument("--logit_chunk", type=int, default=0, help="0: 512 tokens (per device)")
     parser.add_argument("--only", default="", help="names of sides, separated by commas")
     parser.add_argument("--json", default="")
     args = parser.parse_args()
@@ -307,7 +307,7 @@ def main() -> None:
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={args.devices}"
     args.size = args.size or ("small" if args.measure else "llama-3.1-8b")
     args.length = args.length or (256 if args.measure else 2048)
-    args.logit_chunk = args.logit_chunk or 512 * (1 if args.measure else args.devices)
+    args.logit_chunk = args.logit_chunk or 512
     results: dict[str, Any] = {
         "command": " ".join(["python benchmarks/selective_cost.py", *sys.argv[1:]]),
         "machine": measure.machine(), "size": args.size, "model": SIZES[args.size], "tokens_per_row": args.length,

@@ -138,7 +138,7 @@ class TrainSection:
     scan_layers: bool = True
     """Stack like layers and scan over them (short programs); False: one piece of program per layer."""
     logit_chunk: int = 1024
-    """Tokens whose vocabulary logits exist at once in the loss."""
+    """Tokens of a device whose vocabulary logits exist at once in the loss."""
     log_every: int = 10
     """Steps between log entries."""
     evaluate: bool = True
@@ -224,6 +224,10 @@ class MeshSection:
     """Devices that share the parameters and the batch."""
     tensor: int = 1
     """Devices that share each layer, by heads and mlp width."""
+    context: int = 1
+    """Devices that share the length of each row: for long rows, when a device cannot hold one."""
+    slices: int = 1
+    """Groups of devices with a slow network between them (TPU slices); the `data` axis spans them, no other does."""
 
 
 @dataclasses.dataclass(frozen=True)

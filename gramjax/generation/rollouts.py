@@ -168,6 +168,8 @@ class Rollouts:
         """With a lag of 1: the next rollout in the making."""
         self.thread = concurrent.futures.ThreadPoolExecutor(1) if plan.grpo.lag else None
         self.about: Pairs = {}
+        self.given: collections.deque[tuple[int, list[int]]] = collections.deque(maxlen=64)
+        """Which prompts the last minibatches were of, each with its number."""
         self._numbers = {
             own: jax.jit(self._forward_numbers(own)) for own in (True, False)
         }
@@ -186,12 +188,17 @@ class Rollouts:
         chosen = [sample for sample in self.waiting.popleft() if sample.counted]
         batch, _ = self.layout.batch(chosen, self.plan.beside)
         self.about["time/pack"] = (time.perf_counter() - began, 1.0)
+        self.given.append((self.step, sorted({sample.prompt for sample in chosen})))
         self.step += 1
         return self._own(batch)
 
     def metrics(self) -> Pairs:
         """Of the rollout that the last minibatch was the first of; empty for the others."""
         return self.about
+
+    def names(self, index: int) -> list[str]:
+        """The ids of the prompts of a minibatch, as long as it is remembered."""
+        return [str(self.prompts.rows[prompt]["id"]) for prompt in dict(self.given).get(index, [])]
 
     def epoch(self, step: int) -> float:
         """Passes over the prompts after `step` optimiser steps (without those drawn again by dynamic sampling)."""
@@ -428,7 +435,7 @@ class Rollouts:
             weights = model.pack(params)
             hidden = model.forward(weights, batch).hidden
             logprobs, _ = heads.token_statistics(
-                weights, hidden, batch["labels"], model.logit_chunk, temperature, entropy_gradient=False
+                weights, hidden, batch["labels"], model.logit_chunk, temperature, False, model.mesh
             )
             values = {"old_values": heads.value(weights, hidden)} if own and self.plan.values else {}
             return {"old_logprobs" if own else "reference_logprobs": logprobs, **values}

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from gramjax.core.sharding import constrainer
+from gramjax.core.sharding import DECODING, constrainer
 from gramjax.generation.distribution import Knobs, choose, logprobs_of
 from gramjax.models import heads
 from gramjax.models.model import Model
@@ -129,11 +129,11 @@ def empty(
 
 
 def _pinned(model: Model, slots: Slots) -> Slots:
-    """Slots whose rows lie over `data` and `fsdp`, and the heads of whose cache and whose tokens lie over `tensor`.
+    """Slots whose rows lie over all axes but `tensor`, and the heads of whose cache and whose tokens lie over that.
 
     Every program ends with this: what it gives back lies as it came, so that each is compiled once.
     """
-    constrain = constrainer(model.mesh)
+    constrain = constrainer(model.mesh, DECODING)
 
     def lie(values: Any, *axes: str | None) -> Any:
         return jax.tree.map(lambda x: constrain(x, "batch", *(axes or (None,) * (x.ndim - 1))), values)
@@ -211,7 +211,7 @@ def decode(
         active = slots.active
         batch = {"tokens": slots.token[:, None], "segment_ids": active.astype(jnp.int32)[:, None]}
         out = model.forward(weights, batch, slots.cache)
-        logits = heads.logits(weights, out.hidden[:, 0])
+        logits = heads.logits(weights, out.hidden[:, 0], model.mesh)
         keys = lambda: token_keys(slots.keys, slots.count)  # noqa: E731
         choice = choose(logits, slots.knobs, keys, slots.seen, slots.allowed)
         beside = None if asked_BC is None else logprobs_of(logits, asked_BC)

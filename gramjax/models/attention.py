@@ -24,7 +24,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 
 from gramjax.core.errors import UserError
-from gramjax.core.sharding import DECODING, RULES, mesh_axes, partition
+from gramjax.core.sharding import DECODING, RULES, mesh_axes, partition, platform
 from gramjax.models import splash
 
 IMPLEMENTATIONS = ("auto", "blocked", "xla", "cudnn", "splash")
@@ -88,7 +88,7 @@ def attention(
     over = mesh_axes(spread[0][1]) if spread else ()  # those that share the length of a row
     parts = math.prod(mesh.shape[axis] for axis in over) if mesh is not None else 1
     divides = (spread is not None or mesh is None or mesh.size == 1) and (parts == 1 or splash.fits(T // parts, E))
-    backend = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    backend = platform(mesh)
     chosen = choose(implementation, backend, T // parts, E, offset_B is None and not shared and divides)
     local = functools.partial(_local, window=window, chosen=chosen, backend=backend, over=over)
     arrays = (q_BTHE, k_BSKE, v_BSKE, segments_BT, key_segments_BS, offset_B)

@@ -14,7 +14,7 @@ from gramjax.core.config import ELSEWHERE, LoraSection
 from gramjax.core.errors import UserError
 from gramjax.core.sharding import Constrain, constrainer
 from gramjax.core.spec import Spec
-from gramjax.models import block, lisa, lora, rotary, stack
+from gramjax.models import block, lisa, lora, rotary, stack, vocabulary
 from gramjax.models.lisa import LisaSection
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
@@ -234,9 +234,11 @@ def forward(
         low = rotary.angles(positions_BT, frequencies)
     context = block.Context(cos, sin, segments_BT, key_segments, offset, *low, "shared" in batch)
 
-    # A lookup in a table sharded on its width would gather it whole: gather the width first, keep the rows sharded.
-    table = constrain(weights["embed"], "vocab", None)
-    x_BTD = constrain(table.at[tokens_BT].get(mode="clip"), "batch", "length", "act_embed")
+    table = weights["embed"]
+    if cache is not None:  # one token per row: gather the width first, keep the rows sharded
+        table = constrain(table, "vocab", None)
+    x_BTD = vocabulary.lookup(table, tokens_BT, mesh if cache is None else None)
+    x_BTD = constrain(x_BTD, "batch", "length", "act_embed")
     if "learned_mask" in batch:
         token_D = constrain(weights["preference"]["token"], None).astype(x_BTD.dtype)
         x_BTD = jnp.where(batch["learned_mask"][..., None], token_D, x_BTD)

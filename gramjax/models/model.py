@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gramjax.core import plugins
-from gramjax.core.sharding import DECODING, RULES, constrainer, shardings
+from gramjax.core.sharding import DECODING, RULES, constrainer, platform, shardings
 from gramjax.models import lora, stack
 
 
@@ -66,5 +66,5 @@ class Model:
 def build(kind: str, config: Any, mesh: Mesh | None = None, compute_dtype: str = "auto", **choices: Any) -> Model:
     """A Model by the name of its file; `compute_dtype` auto is bfloat16 on accelerators and float32 on a CPU."""
     if compute_dtype == "auto":
-        compute_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        compute_dtype = "float32" if platform(mesh) == "cpu" else "bfloat16"
     return Model(plugins.load("models", kind), config, mesh, jnp.dtype(compute_dtype), **choices)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from gramjax.models import heads
 
@@ -28,11 +29,13 @@ def rewards(weights: Any, hidden_BSTD: jax.Array, batch: Batch) -> jax.Array:
     return heads.score(weights, heads.take_positions(hidden_BSTD.reshape(B * S, T, D), ends)).reshape(B, S, -1)
 
 
-def answer_logprobs(weights: Any, hidden_BSTD: jax.Array, batch: Batch, chunk: int = 1024) -> jax.Array:
+def answer_logprobs(
+    weights: Any, hidden_BSTD: jax.Array, batch: Batch, chunk: int = 1024, mesh: Mesh | None = None
+) -> jax.Array:
     """log p(answer | prompt) [B, S, N]: the sum over the scored tokens (`loss_mask`) of each example."""
     B, S, T, D = hidden_BSTD.shape
-    labels = batch["labels"].reshape(B * S, T)
-    logprobs_BST = heads.token_logprobs(weights, hidden_BSTD.reshape(B * S, T, D), labels, chunk).reshape(B, S, T)
+    labels, hidden = batch["labels"].reshape(B * S, T), hidden_BSTD.reshape(B * S, T, D)
+    logprobs_BST = heads.token_logprobs(weights, hidden, labels, chunk, mesh).reshape(B, S, T)
     return per_example(batch["loss_mask"] * logprobs_BST, batch)
 
 

@@ -31,6 +31,6 @@ def encode(row: dict[str, Any], renderer: Any, config: Config) -> Any:
 def loss(model: Any, weights: Any, batch: dict[str, jax.Array], config: Config, reference: Any = None) -> tuple:
     """Token mean of the negative log-likelihood: ((sum, tokens), metrics)."""
     hidden = model.forward(weights, batch).hidden
-    total = heads.cross_entropy(weights, hidden, batch["labels"], batch["loss_mask"], model.logit_chunk)
+    total = heads.cross_entropy(weights, hidden, batch["labels"], batch["loss_mask"], model.logit_chunk, model.mesh)
     tokens = jnp.sum(batch["loss_mask"])
     return (total, tokens), {"nll": (total, tokens)}

@@ -120,7 +120,7 @@ def terms(model: Any, weights: Any, reference: Any, batch: Mapping[str, jax.Arra
     layers, (between, states) = model.config.lisa.layers, out.observed
     found: dict[str, Any] = {}
     if config.lm:
-        found["lm"] = heads.cross_entropy(weights, out.hidden, batch["labels"], mask, model.logit_chunk)
+        found["lm"] = heads.cross_entropy(weights, out.hidden, batch["labels"], mask, model.logit_chunk, model.mesh)
     if config.kl_logits:
         given = (weights, out.hidden, reference, teacher.hidden)
         found["kl_logits"] = heads.divergence(*given, mask, config.temperature, model.logit_chunk)

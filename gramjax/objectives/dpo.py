@@ -93,7 +93,8 @@ def loss(model: Any, weights: Any, batch: dict[str, jax.Array], config: Config, 
 
 def answer_logprobs(model: Any, weights: Any, batch: dict[str, jax.Array]) -> jax.Array:
     """log p(answer | prompt) [B, 2, N] under a model."""
-    return sides.answer_logprobs(weights, sides.hidden_states(model, weights, batch), batch, model.logit_chunk)
+    hidden = sides.hidden_states(model, weights, batch)
+    return sides.answer_logprobs(weights, hidden, batch, model.logit_chunk, model.mesh)
 
 
 def pair_loss(difference: jax.Array, config: Config) -> jax.Array:

@@ -100,7 +100,7 @@ def loss(model: Any, weights: Any, batch: dict[str, jax.Array], config: Config, 
     """Token mean (pretrain) or mean over pairs (finetune), with `accuracy` and `margin` of the verdicts."""
     hidden = model.forward(weights, batch).hidden
     if config.stage == "pretrain":
-        total = heads.cross_entropy(weights, hidden, batch["labels"], batch["loss_mask"], model.logit_chunk)
+        total = heads.cross_entropy(weights, hidden, batch["labels"], batch["loss_mask"], model.logit_chunk, model.mesh)
         tokens = jnp.sum(batch["loss_mask"])
         return (total, tokens), {"nll": (total, tokens)}
     read_BND = heads.take_positions(hidden, batch["ends"])

@@ -71,11 +71,11 @@ def loss(model: Any, weights: Any, batch: dict[str, jax.Array], config: Config, 
     rewards = sides.rewards(weights, hidden, batch)
     vocabulary = {name: weights[name] for name in ("embed", "lm_head") if name in weights}
     vocabulary = vocabulary if config.train_lm_head else jax.lax.stop_gradient(vocabulary)
-    logps = sides.answer_logprobs(vocabulary, hidden, batch, model.logit_chunk)
+    logps = sides.answer_logprobs(vocabulary, hidden, batch, model.logit_chunk, model.mesh)
     ratios = logps
     if needs_reference(config):
         states = sides.hidden_states(model, reference, batch)
-        ratios -= jax.lax.stop_gradient(sides.answer_logprobs(reference, states, batch, model.logit_chunk))
+        ratios -= jax.lax.stop_gradient(sides.answer_logprobs(reference, states, batch, model.logit_chunk, model.mesh))
     ranking = pairwise_loss(rewards[:, 0] - rewards[:, 1])
     text = regularizer(ratios[:, 0], ratios[:, 1], config)
     mask = batch["example_mask"]

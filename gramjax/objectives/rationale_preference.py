@@ -100,6 +100,6 @@ def _rendered(row: dict[str, Any], renderer: Any, config: Config) -> Example:
 def loss(model: Any, weights: Any, batch: dict[str, jax.Array], config: Config, reference: Any = None) -> tuple:
     """Weighted mean over the tokens of the replies: ((sum, weight), metrics)."""
     hidden = model.forward(weights, batch).hidden
-    total = heads.cross_entropy(weights, hidden, batch["labels"], batch["loss_mask"], model.logit_chunk)
+    total = heads.cross_entropy(weights, hidden, batch["labels"], batch["loss_mask"], model.logit_chunk, model.mesh)
     tokens = jnp.sum(batch["loss_mask"])
     return (total, tokens), {"nll": (total, tokens)}

@@ -78,7 +78,7 @@ def make_reader(
     def read(weights: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
         hidden_BTD = model.forward(weights, batch).hidden
         if kind == "implicit":
-            logprobs_BT = heads.token_logprobs(weights, hidden_BTD, batch["labels"], model.logit_chunk)
+            logprobs_BT = heads.token_logprobs(weights, hidden_BTD, batch["labels"], model.logit_chunk, model.mesh)
             member_BNT = batch["segment_ids"][:, None] == jnp.arange(1, batch["ends"].shape[1] + 1)[None, :, None]
             return jnp.sum(member_BNT * (batch["loss_mask"] * logprobs_BT)[:, None], axis=-1)
         hidden_BND = heads.take_positions(hidden_BTD, batch["ends"])

@@ -74,14 +74,38 @@ class Run:
         return put(self.network.mesh, batch)
 
 
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A training step that can be traced, compiled or run."""
+
+    labels: Mapping[str, str]
+    """Every parameter path: `train` or `freeze`."""
+    tx: Any
+    function: Any
+    """`(state, batch[, reference]) -> (state, metrics)`, not jitted."""
+    step: Any
+    """The same, jitted with shardings and a donated state."""
+    abstract_state: State
+    with_reference: bool
+
+
 def put(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """A batch of this process as global arrays, rows over `data` and `fsdp`."""
-    place = sharding.batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(place, x) for name, x in batch.items()}
+    """A batch of this process as global arrays, rows over `data` and `fsdp`, their length over `context`."""
+    places = sharding.batch_shardings(batch, mesh)
+    return {name: jax.make_array_from_process_local_data(places[name], x) for name, x in batch.items()}
 
 
-def open_network(config: Any, heads: tuple[str, ...] = (), remat: str = "none", scan_layers: bool = True) -> Network:
-    """The model and tokenizer a config names. `heads` replaces the heads of the architecture when given."""
+def open_network(
+    config: Any,
+    heads: tuple[str, ...] = (),
+    remat: str = "none",
+    scan_layers: bool = True,
+    devices: Sequence[Any] | None = None,
+) -> Network:
+    """The model and tokenizer a config names. `heads` replaces the heads of the architecture when given.
+
+    `devices` (default: those of this job) may be ones that are not there, to compile for.
+    """
     section = configs.section(config.model, configs.ModelSection, "model")
     tokens = configs.section(config.tokenizer, configs.TokenizerSection, "tokenizer")
     module = plugins.load("models", section.kind)
@@ -98,7 +122,7 @@ def open_network(config: Any, heads: tuple[str, ...] = (), remat: str = "none", 
     if heads:
         arch = dataclasses.replace(arch, heads=tuple(heads))
     loaded.check_fits(arch.vocab_size)
-    mesh = sharding.make_mesh(configs.section(config.mesh, configs.MeshSection, "mesh"))
+    mesh = sharding.make_mesh(configs.section(config.mesh, configs.MeshSection, "mesh"), devices)
     check_mesh(arch, mesh)
     model = build(
         section.kind,
@@ -202,7 +226,7 @@ def build_run(config: Any) -> Run:
     rolls = own != "objective"
     objective_config = configs.section(config[own], objective.Config, own)
     network = open_network(config, objective.HEADS, train.remat, train.scan_layers)
-    model, mesh, renderer = network.model, network.mesh, network.renderer
+    mesh, renderer = network.mesh, network.renderer
     if hasattr(objective, "resolve"):
         objective_config = objective.resolve(objective_config, renderer)
     with_reference = needs_reference(objective, objective_config)
@@ -220,36 +244,46 @@ def build_run(config: Any) -> Run:
         source, objective_config, counts = _offline_source(config, network, objective, objective_config)
     counts["notes"] |= {name: [n, ""] for name, n in renderer.counts.items()}
 
-    specs = model.specs()
+    program = build_program(config, network, objective, objective_config, source.steps)
+    return Run(
+        network, objective, objective_config, program.labels, program.tx, program.step, source, rolls,
+        program.abstract_state, source.steps, config.seed, counts,
+    )  # fmt: skip
+
+
+def build_program(
+    config: Any, network: Network, objective: ModuleType, objective_config: Any, total_steps: int
+) -> Program:
+    """The training step of a config for a network and its mesh; it needs no data and makes no array."""
+    train = configs.section(config.train, configs.TrainSection, "train")
+    model, mesh = network.model, network.mesh
     select = configs.section(config.get("select", {}), configs.SelectSection, "select")
     selected = layer_selection.patterns(select, model.config)
-    labels = trained(list(tree.flatten(specs, is_leaf=spec.is_spec)), train.trainable, network.source, selected)
+    labels = trained(list(tree.flatten(model.specs(), is_leaf=spec.is_spec)), train.trainable, network.source, selected)
     optim = configs.section(config.optim, configs.OptimSection, "optim")
-    tx = optimizer.build(optim, labels, source.steps)
+    tx = optimizer.build(optim, labels, total_steps)
     abstract = abstract_state(model, labels, tx, mesh)
+    rolls = hasattr(objective, "SECTION")
     step = make_step(
         model,
         functools.partial(_loss, objective, objective_config),
         tx,
         labels,
-        optimizer.schedule(optim, source.steps),
+        optimizer.schedule(optim, total_steps),
         train.grad_accum,
         may_be_empty=rolls,
         reference_model=reference_model(model, objective),
     )
-    with_reference = with_reference and not rolls
+    with_reference = needs_reference(objective, objective_config) and not rolls
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     jitted = jax.jit(
         step,
         donate_argnums=0,
         in_shardings=(shardings, None, None)[: 2 + with_reference],  # a batch and a reference lie where they were put
         out_shardings=(shardings, None),
-        compiler_options=compiler_options(),
+        compiler_options=compiler_options(sharding.platform(mesh)),
     )
-    return Run(
-        network, objective, objective_config, labels, tx, jitted, source, rolls, abstract, source.steps, config.seed,
-        counts,
-    )  # fmt: skip
+    return Program(labels, tx, step, jitted, abstract, with_reference)
 
 
 def _offline_source(
@@ -371,6 +405,16 @@ def load_params(model: Model, source: Any, shardings: Any, dtypes: Any, seed: in
     return source.load(specs, model.config, shardings, dtypes, fresh=heads, key=key)
 
 
+def frozen_dtypes(model: Model) -> Any:
+    """Dtype of every parameter of a model that will not be trained: the compute dtype for matrices."""
+
+    def one(leaf: spec.Spec) -> Any:  # adapters may be merged: not rounded before
+        matrix = len(leaf.shape) >= 2 and leaf.shape[-1] > 1 and "rank" not in leaf.axes
+        return model.compute_dtype if matrix else jnp.dtype(jnp.float32)
+
+    return spec.map_specs(one, model.specs())
+
+
 def load_for_use(network: Network, seed: int = 0, fresh: tuple[str, ...] = ()) -> Any:
     """The parameters of a network that will not be trained: matrices in the compute dtype. Notes go to stderr.
 
@@ -379,12 +423,7 @@ def load_for_use(network: Network, seed: int = 0, fresh: tuple[str, ...] = ()) -
     """
     model = network.model
     places = sharding.shardings(model.specs(), network.mesh)
-
-    def dtype(leaf: spec.Spec) -> Any:  # adapters may be merged: not rounded before
-        matrix = len(leaf.shape) >= 2 and leaf.shape[-1] > 1 and "rank" not in leaf.axes
-        return model.compute_dtype if matrix else jnp.dtype(jnp.float32)
-
-    dtypes = spec.map_specs(dtype, model.specs())
+    dtypes = frozen_dtypes(model)
     if network.source is None:
         loaded = load_params(model, None, places, dtypes, seed)
     else:  # a head that is not there cannot be made up

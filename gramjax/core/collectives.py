@@ -1,0 +1,120 @@
+"""What devices send one another in a compiled program, read from its text: bytes by kind of collective.
+
+A count to compare and to hold against a bound, not to quote: it takes what each collective hands a device (a
+reduce-scatter: what it takes from one), times how often the loops around it run.
+"""
+
+import collections
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+WIDTHS = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4,
+          "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8}  # fmt: skip
+"""Bytes of a value; the 8-bit floats have names that begin with f8."""
+
+_HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_CALLED = re.compile(r"(?:calls|to_apply|called_computations|branch_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+def bytes_by_kind(text: str) -> dict[str, int]:
+    """Bytes per device and run of a compiled program (`compiled.as_text()`), by kind; kinds that do not occur are 0."""
+    computations, entry = _computations(text)
+    # The compiler may spread one collective over several fusions, also over those of a loop that it is to overlap with.
+    once: dict[tuple[str, str], float] = {}
+    for kind, size, times, channel in _walk(computations, entry, 1):
+        once[kind, channel] = min(size * times, once.get((kind, channel), float("inf")))
+    found = collections.Counter({kind: 0 for kind in KINDS})
+    for (kind, _), size in once.items():
+        found[kind] += int(size)
+    return dict(found)
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """The instructions of every computation, and the name of the first to run."""
+    out: dict[str, list[str]] = {}
+    current, entry = "", ""
+    for line in text.splitlines():
+        if head := _HEAD.match(line):
+            current = head[1]
+            out[current] = []
+            if line.startswith("ENTRY"):
+                entry = current
+        elif current and line.startswith(" "):
+            out[current].append(line)
+    return out, entry
+
+
+def _walk(
+    computations: Mapping[str, Sequence[str]], name: str, times: int
+) -> Iterator[tuple[str, float, int, str]]:
+    """(kind, bytes, how often, channel) of every collective that a computation runs."""
+    for line in computations.get(name, ()):
+        found = _INSTRUCTION.match(line)
+        if found is None:
+            continue
+        own, rest = found.groups()
+        shape, operation, operands = _parts(rest)
+        kind = operation.removesuffix("-start")
+        if kind in KINDS:
+            channel = re.search(r"channel_id=(\d+)", rest)
+            size = _moved(kind, operation, shape, operands, computations[name])
+            yield kind, size, times, channel[1] if channel else f"{name}/{own}"
+            continue
+        if operation == "while":
+            body, condition = (re.search(rf"{part}=%?([\w.\-]+)", rest) for part in ("body", "condition"))
+            if body and condition:
+                known = _TRIPS.search(rest)
+                trips = int(known[1]) if known else _trips(computations.get(condition[1], ()))
+                yield from _walk(computations, body[1], times * trips)
+            continue
+        for called in _CALLED.findall(rest):
+            for inner in called.replace("%", "").split(", "):
+                yield from _walk(computations, inner, times)
+
+
+def _parts(rest: str) -> tuple[str, str, str]:
+    """Shape, operation and what follows its opening bracket, of an instruction without its name."""
+    depth = 0
+    for i, letter in enumerate(rest):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == " " and depth == 0:
+            operation, _, operands = rest[i + 1 :].partition("(")
+            return rest[:i], operation, operands
+    return rest, "", ""
+
+
+def _moved(kind: str, operation: str, shape: str, operands: str, lines: Sequence[str]) -> float:
+    """Bytes that a collective hands to a device, or takes from it where that is more."""
+    arrays = [_size(*found) for found in _ARRAY.findall(shape)]
+    if operation.endswith("-start"):  # operands and results in one tuple
+        return max(arrays, default=0)
+    if kind != "reduce-scatter":
+        return sum(arrays)
+    names = re.findall(r"%?([\w.\-]+)", operands.partition(")")[0])
+    given = [line for line in lines if any(re.match(rf"\s+(?:ROOT )?%?{re.escape(n)} = ", line) for n in names)]
+    sizes = [_size(*found) for line in given for found in _ARRAY.findall(_parts(line.split(" = ", 1)[1])[0])]
+    return max(sum(sizes), sum(arrays))
+
+
+def _size(kind: str, dimensions: str) -> float:
+    count = 1
+    for size in filter(None, dimensions.split(",")):
+        count *= int(size)
+    return count * (1 if kind.startswith("f8") else WIDTHS.get(kind, 0))
+
+
+def _trips(condition: Sequence[str]) -> int:
+    """How often a loop runs whose condition compares a counter from 0 with a constant; 1 where it does not."""
+    for line in condition:
+        if " compare(" in line and "direction=LT" in line:
+            names = re.findall(r"%([\w.\-]+)", line.split(" compare(", 1)[1].partition(")")[0])
+            for other in condition:
+                found = _INSTRUCTION.match(other)
+                if found and found[1] in names and (value := re.search(r"constant\((\d+)\)", found[2])):
+                    return int(value[1])
+    return 1
