@@ -37,11 +37,12 @@ class Layout:
     """By kind: `hidden` [B, T, D], `token` [B, T], `matrix` [V, D] or [D, V], `number`."""
 
 
-def layout_of(mesh: Mesh | None, batch: int, length: int, matrix: jax.Array, tied: bool) -> Layout | None:
-    """How a pass lies on a mesh; None where it is left to the partitioner (one device, sizes that do not divide)."""
+def layout_of(mesh: Mesh | None, shape: tuple[int, ...], matrix: jax.Array, tied: bool) -> Layout | None:
+    """How a pass over tokens of this shape [B, T] lies on a mesh; None where it is left to the partitioner (one device,
+    sizes that do not divide)."""
     if mesh is None or mesh.size == 1:
         return None
-    tokens = partition(("batch", "length"), (batch, length), mesh)
+    tokens = partition(("batch", "length"), shape, mesh)
     axes = ("vocab", "embed") if tied else ("embed", "vocab")
     where = dict(zip(axes, partition(axes, matrix.shape, mesh), strict=True))
     place = Place(sum(map(mesh_axes, tokens), ()), mesh_axes(where["vocab"]), mesh_axes(where["embed"]))
@@ -95,7 +96,7 @@ def lookup(table_VD: jax.Array, tokens_BT: jax.Array, mesh: Mesh | None = None) 
             rows = jax.lax.all_to_all(rows, place.width[0], split_axis=0, concat_axis=2, tiled=True)
         return rows
 
-    layout = layout_of(mesh, *tokens_BT.shape, table_VD, True)
+    layout = layout_of(mesh, tokens_BT.shape, table_VD, True)
     inside = jnp.clip(tokens_BT, 0, table_VD.shape[0] - 1)
     return spread(local, layout, "matrix token", "hidden")(table_VD, inside)
 
@@ -200,7 +201,8 @@ def cross_entropy(
     """See `heads.cross_entropy`; the mask is float32."""
 
     def local(place: Place, hidden_BTD: jax.Array, matrix: jax.Array, *rest: jax.Array) -> jax.Array:
-        count, size = _chunks(*hidden_BTD.shape[:2], chunk)
+        B, T, _ = hidden_BTD.shape
+        count, size = _chunks(B, T, chunk)
         matrix = _gathered(matrix, tied, place)
 
         def step(total: jax.Array, part: Any) -> tuple[jax.Array, None]:
@@ -211,7 +213,7 @@ def cross_entropy(
         total = jax.lax.scan(step, jnp.zeros((), jnp.float32), parts)[0]
         return jax.lax.psum(total, place.tokens) if place.tokens else total
 
-    layout = layout_of(mesh, *labels_BT.shape, matrix, tied)
+    layout = layout_of(mesh, labels_BT.shape, matrix, tied)
     return spread(local, layout, "hidden matrix token token", "number")(hidden_BTD, matrix, labels_BT, mask_BT)
 
 
@@ -245,7 +247,7 @@ def _cross_entropy_forward(hidden_BTD, matrix, labels_BT, mask_BT, tied, chunk, 
         total = jax.lax.psum(total, place.tokens) if place.tokens else total
         return total, _join(_over_vocab(d_hidden, place), B), _reduced(d_matrix, matrix, tied, place)
 
-    layout = layout_of(mesh, *labels_BT.shape, matrix, tied)
+    layout = layout_of(mesh, labels_BT.shape, matrix, tied)
     run = spread(local, layout, "hidden matrix token token", ("number", "hidden", "matrix"))
     total, d_hidden, d_matrix = run(hidden_BTD, matrix, labels_BT, mask_BT)
     return total, (d_hidden, d_matrix)
@@ -298,7 +300,7 @@ def _statistics_forward(hidden_BTD, matrix, labels_BT, tied, chunk, temperature,
         parts = (_split(hidden_BTD, count, size), _split(labels_BT, count, size))
         return tuple(_join(x, B) for x in jax.lax.scan(step, None, parts)[1])
 
-    layout = layout_of(mesh, *labels_BT.shape, matrix, tied)
+    layout = layout_of(mesh, labels_BT.shape, matrix, tied)
     run = spread(local, layout, "hidden matrix token", ("token",) * 3)
     logprobs, entropies, normalisers = run(hidden_BTD, matrix, labels_BT)
     return (logprobs, entropies), (hidden_BTD, matrix, labels_BT, normalisers, entropies)
@@ -326,7 +328,7 @@ def _statistics_backward(tied, chunk, temperature, entropy, mesh, saved, cotange
         return _join(_over_vocab(d_hidden, place), B), _reduced(d_matrix, matrix, tied, place)
 
     hidden_BTD, matrix, labels_BT, normaliser_BT, entropy_BT = saved
-    layout = layout_of(mesh, *labels_BT.shape, matrix, tied)
+    layout = layout_of(mesh, labels_BT.shape, matrix, tied)
     run = spread(local, layout, "hidden matrix token token token token token", ("hidden", "matrix"))
     d_hidden, d_matrix = run(
         hidden_BTD, matrix, labels_BT, normaliser_BT, cotangents[0], entropy_BT, cotangents[1]
