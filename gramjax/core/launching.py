@@ -204,7 +204,7 @@ def slurm(options: Slurm, command: Command) -> Rendered:
     return Rendered(filled(text, r"command=\(\)", f"command=({shlex.join(words)})"), ("sbatch", "-"))
 
 
-ACCELERATORS = {"v4": ("v4", 2), "v5e": ("v5litepod", 1), "v5p": ("v5p", 2), "v6e": ("v6e", 1)}
+ACCELERATORS = {"v5e": ("v5litepod", 1), "v5p": ("v5p", 2), "v6e": ("v6e", 1)}
 """What Cloud TPU calls a chip, and how many it counts for each in the name of a slice."""
 
 
@@ -233,8 +233,8 @@ def tpu(options: Tpu, command: Command) -> Rendered:
     return shell_command("tpu_pod.sh", given, words, {})
 
 
-NODES = {"v4": "tpu-v4-podslice", "v5e": "tpu-v5-lite-podslice", "v5p": "tpu-v5p-slice", "v6e": "tpu-v6e-slice",
-         "a100": "nvidia-a100-80gb", "h100": "nvidia-h100-80gb", "h200": "nvidia-h200-141gb", "b200": "nvidia-b200"}
+NODES = {"v5e": "tpu-v5-lite-podslice", "v5p": "tpu-v5p-slice", "v6e": "tpu-v6e-slice", "a100": "nvidia-a100-80gb",
+         "h100": "nvidia-h100-80gb", "h200": "nvidia-h200-141gb", "b200": "nvidia-b200"}
 """What GKE calls the nodes of a chip."""
 
 
