@@ -39,11 +39,16 @@ def main(argv: list[str]) -> int:
     wanted = variables(given.xla_flags, target, options) if given.xla_flags else {}
     made = launching.render(target, options, launching.Command(verb, tuple(words), wanted))
     print(made.text, end="")
-    where = write(made, given.write) if given.write else "-"
-    command = [where if word == "-" else word for word in made.submit]
+    if given.write:
+        write(made, given.write)
+    command = [given.write or "-" if word == "-" else word for word in made.submit]
     if given.submit:
         return submit(command, made.text)
-    print(f"# not submitted (--submit): {shlex.join(command)}" if "-" in made.submit else "# not started (--submit)")
+    if "-" in made.submit:
+        by_hand = shlex.join(given.write or "FILE" if word == "-" else word for word in made.submit)
+        print(f"# not submitted: add --submit, or {'' if given.write else '--write=FILE and '}{by_hand}")
+    else:
+        print("# not started: add --submit")
     return 0
 
 
@@ -114,23 +119,21 @@ def variables(text: str, target: str, options: Any) -> dict[str, str]:
     return {name: xla_flags.as_text(here | wanted)}
 
 
-def write(made: launching.Rendered, path: str) -> str:
-    """Write the text to a file; returns its path."""
+def write(made: launching.Rendered, path: str) -> None:
+    """Write the text to a file."""
     try:
         Path(path).write_text(made.text, "utf-8")
     except OSError as error:
         raise UserError(f"--write={path}: {error.strerror}") from error
-    return path
 
 
 def submit(command: Sequence[str], text: str) -> int:
     """Run the words that submit a text; its exit code."""
     if shutil.which(command[0]) is None:
         raise UserError(f"--submit: {command[0]} is not on this machine; without --submit the text is only printed")
-    if "-" in command:
-        words = ["sbatch"] if command[0] == "sbatch" else command  # it reads a script from its standard input
-        return subprocess.run(words, input=text, text=True).returncode
+    sys.stdout.flush()
     if command[0] in ("bash", "env"):
-        sys.stdout.flush()
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # this gramjax
         os.execvp(command[0], list(command))  # signals reach the script itself
-    return subprocess.run(command).returncode
+    words = ["sbatch"] if list(command) == ["sbatch", "-"] else command  # which reads its standard input
+    return subprocess.run(words, input=text if "-" in command else None, text=True).returncode

@@ -1,0 +1,63 @@
+"""Every flag of the table is known to the compilers that are installed; one that is not is refused by name."""
+
+import importlib.util
+
+import pytest
+
+from gramjax.core import xla_flags
+from gramjax.core.errors import UserError
+
+
+def of(platform):
+    return {flag.name: flag.value for flag in xla_flags.TABLE if flag.platform == platform}
+
+
+def test_gpu_flags_are_known_to_xla():
+    """One process is given all of them, and one flag that never was: that one alone is complained of."""
+    assert xla_flags.unknown_to_xla({**of("gpu"), "xla_gpu_made_up": "1"}) == ["--xla_gpu_made_up=1"]
+    assert xla_flags.check(of("gpu"), "gpu")
+
+
+def test_a_value_that_cannot_be_is_named():
+    with pytest.raises(UserError, match="XLA_FLAGS: this XLA does not take .*xla_gpu_all_reduce_combine"):
+        xla_flags.check({"xla_gpu_all_reduce_combine_threshold_bytes": "many"}, "gpu")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: gramjax[plan]")
+def test_tpu_flags_are_known_to_its_compiler():
+    """A line is compiled with each for a slice that need not exist."""
+    refused = xla_flags.unknown_to_tpu({**of("tpu"), "xla_tpu_made_up": "1", "xla_tpu_scoped_vmem_limit_kib": "much"})
+    assert [text.split(" (")[0] for text in refused] == ["--xla_tpu_made_up=1", "--xla_tpu_scoped_vmem_limit_kib=much"]
+
+
+def test_without_the_tpu_compiler_nothing_is_claimed(monkeypatch):
+    monkeypatch.setattr(xla_flags.importlib.util, "find_spec", lambda name: None)
+    assert xla_flags.unknown_to_tpu(of("tpu")) is None and not xla_flags.check(of("tpu"), "tpu")
+
+
+def test_the_table_says_each_flag_once_and_why():
+    names = [flag.name for flag in xla_flags.TABLE]
+    assert len(set(names)) == len(names) and all(flag.reason and flag.since for flag in xla_flags.TABLE)
+    assert {flag.platform for flag in xla_flags.TABLE} == set(xla_flags.VARIABLES)
+
+
+def test_what_is_asked_for():
+    both = xla_flags.chosen("recommended,deterministic", "gpu")
+    assert both == of("gpu") and "xla_gpu_deterministic_ops" not in xla_flags.chosen("recommended", "gpu")
+    own = xla_flags.chosen("--xla_a=1,2 --xla_b", "tpu")
+    assert own == {"xla_a": "1,2", "xla_b": "true"} and xla_flags.parse(xla_flags.as_text(own)) == own
+    with pytest.raises(UserError, match="the table has no such flag for tpu"):
+        xla_flags.chosen("deterministic", "tpu")
+    with pytest.raises(UserError, match="'fast' is neither"):
+        xla_flags.chosen("fast", "gpu")
+
+
+def test_report_says_what_is_set_otherwise_and_not_at_all():
+    one, other, *rest = [flag for flag in xla_flags.TABLE if flag.platform == "gpu" and flag.group == "recommended"]
+    text = f"--{one.name}={one.value} --{other.name}=odd --xla_dump_to=/x"
+    said = xla_flags.lines(xla_flags.report({"XLA_FLAGS": text}, "gpu"))
+    assert said[0] == f"XLA_FLAGS: {text}"
+    (line,) = [line for line in said if line.startswith("recommended")]
+    assert line.startswith(f"recommended: 2 of {len(rest) + 2} set, otherwise: {other.name}=odd (table: {other.value})")
+    assert all(flag.name in line for flag in rest) and one.name not in line
+    assert xla_flags.lines(xla_flags.report({}, "cpu")) == ["none set"]
