@@ -105,6 +105,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "mesh.data": (-1, INF),
     "mesh.fsdp": (-1, INF),
     "mesh.tensor": (-1, INF),
+    "mesh.context": (-1, INF),
+    "mesh.slices": (1, INF),
     "score.batch_size": (1, INF),
     "score.beta": (ABOVE_0, INF),
     "score.chunk": (1, INF),
@@ -316,9 +318,13 @@ def contradictions(good: Mapping[str, Any]) -> list[str]:
         out.append("config.train.steps and config.train.epochs are both 0: nothing would be trained")
     if "optim.betas" in good and not all(0 <= b < 1 for b in good["optim.betas"]):
         out.append(f"config.optim.betas is {good['optim.betas']}; both must be at least 0 and below 1")
-    sizes = {axis: good[f"mesh.{axis}"] for axis in ("data", "fsdp", "tensor") if f"mesh.{axis}" in good}
+    axes = ("data", "fsdp", "tensor", "context")
+    sizes = {axis: good[f"mesh.{axis}"] for axis in axes if f"mesh.{axis}" in good}
     if 0 in sizes.values() or list(sizes.values()).count(-1) > 1:
         out.append(f"config.mesh is {sizes}; each size must be positive, and one at most -1")
+    slices = good.get("mesh.slices", 1)
+    if slices > 1 and sizes.get("data", 1) != -1 and sizes.get("data", 1) % slices:
+        out.append(f"config.mesh.data is {sizes.get('data', 1)} but spans config.mesh.slices={slices}; give a multiple")
     if "data.verdicts" in good and len(set(good["data.verdicts"])) < 2:
         out.append(f"config.data.verdicts are {good['data.verdicts']}; the two must differ")
     if good.get("lora.rank", 1) == 0:

@@ -148,6 +148,27 @@ def batch_shardings(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, NamedShar
     }
 
 
+def share_of_rows(mesh: Mesh, process: int) -> tuple[int, int]:
+    """Which share of the rows of a batch a process gives, and how many there are.
+
+    Processes that hold the same rows (`tensor` or `context` spans them) give the same share. Raises UserError where the
+    rows of two processes overlap in part.
+    """
+    blocks = np.arange(mesh.devices.shape[0] * mesh.devices.shape[1])
+    held: dict[int, set[int]] = {}
+    for block, devices in zip(blocks, mesh.devices.reshape(len(blocks), -1), strict=True):
+        for device in devices:
+            held.setdefault(device.process_index, set()).add(int(block))
+    shares = sorted({tuple(sorted(rows)) for rows in held.values()})
+    size = len(shares[0])
+    if [list(rows) for rows in shares] != [list(range(i * size, (i + 1) * size)) for i in range(len(shares))]:
+        raise UserError(
+            f"config.mesh {dict(mesh.shape)} over {len(held)} processes: a process would hold a part of the rows of "
+            "another; let data x fsdp be a multiple of the processes, or the processes of data x fsdp"
+        )
+    return shares.index(tuple(sorted(held[process]))), len(shares)
+
+
 def place(batch: Mapping[str, np.ndarray], mesh: Mesh | None) -> dict[str, Any]:
     """A global batch over the mesh. Every process holds all of it and gives its devices their part (evaluation)."""
     if mesh is None:

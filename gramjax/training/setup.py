@@ -91,8 +91,11 @@ class Program:
 
 def put(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """A batch of this process as global arrays, rows over `data` and `fsdp`, their length over `context`."""
-    places = sharding.batch_shardings(batch, mesh)
-    return {name: jax.make_array_from_process_local_data(places[name], x) for name, x in batch.items()}
+    places, shares = sharding.batch_shardings(batch, mesh), sharding.share_of_rows(mesh, jax.process_index())[1]
+    return {
+        name: jax.make_array_from_process_local_data(places[name], x, (x.shape[0] * shares, *x.shape[1:]))
+        for name, x in batch.items()
+    }
 
 
 def open_network(
@@ -304,8 +307,7 @@ def _offline_source(
         config.seed,
         train.epochs,
         train.steps,
-        jax.process_index(),
-        jax.process_count(),
+        *sharding.share_of_rows(network.mesh, jax.process_index()),
         network.renderer.tokenizer.pad_id,
         found.files,
     )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from gramjax.core import tree
-from gramjax.core.sharding import constrainer
+from gramjax.core.sharding import batch_axes, constrainer
 
 State = dict[str, Any]
 """`params` at rest, `opt_state`, `step` (int32 scalar)."""
@@ -86,11 +86,11 @@ def _accumulate(gradients: Callable[[Any], tuple[Any, Any]], batch: Any, count: 
     """Sum gradients and metrics over `count` microbatches, which take every count-th row (so each stays spread)."""
     constrain = constrainer(mesh)
 
-    def cut(x: jax.Array) -> jax.Array:
+    def cut(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
         parts = x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
-        return constrain(parts, None, "batch", *(None,) * (parts.ndim - 2))
+        return constrain(parts, None, *axes)
 
-    micro = jax.tree.map(cut, batch)
+    micro = {name: cut(batch[name], axes) for name, axes in batch_axes(batch).items()}
     shapes, _ = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], micro))
     zeros = jax.tree.map(lambda g: jnp.zeros(g.shape, jnp.float32), shapes)
 

@@ -1,7 +1,7 @@
 """Answers on meshes of simulated devices, and what the decode program does with its cache; prints JSON.
 
 Run as a process of its own, because the number of devices is fixed when JAX starts:
-python decoding_worker.py DATA,FSDP,TENSOR ...
+python decoding_worker.py DATA,FSDP,TENSOR,CONTEXT,GATHER ...
 """
 
 import json

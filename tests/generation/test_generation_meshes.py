@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 WORKER = Path(__file__).parent / "decoding_worker.py"
-MESHES = ["2,2,2,1", "1,8,1,0"]
-"""data, fsdp, tensor; and whether the weights are gathered over data and fsdp."""
+MESHES = ["2,2,2,1,1", "1,4,1,2,0"]
+"""data, fsdp, tensor, context; and whether the weights are gathered over data and fsdp."""
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +39,15 @@ def test_eight_devices_give_the_answers_of_one(run, mesh):
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_the_cache_is_spread_and_updated_in_place(run, mesh):
-    data, fsdp, tensor, _ = map(int, mesh.split(","))
+    """Devices that share the length of a row in training have rows of their own here."""
+    data, fsdp, tensor, context, _ = map(int, mesh.split(","))
     found = run[0][mesh]
-    assert found["cache shard"] == [8 // (data * fsdp), 64, 2 // tensor, 4]
+    assert found["cache shard"] == [8 // (data * fsdp * context), 64, 2 // tensor, 4]
     assert found["aliased"] >= 1 and found["cache stays"] and found["drawn is whole"]
 
 
 def test_gathered_weights_are_not_gathered_in_every_step(run):
-    assert run[0]["2,2,2,1"]["gathers in layers"] == 0 < run[0]["1,8,1,0"]["gathers in layers"]
+    assert run[0][MESHES[0]]["gathers in layers"] == 0 < run[0][MESHES[1]]["gathers in layers"]
 
 
 @pytest.mark.parametrize("mesh", MESHES)

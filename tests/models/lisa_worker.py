@@ -45,7 +45,7 @@ def measured(sizes):
 
 def main():
     want, want_grads = measured(None)
-    for sizes in ((1, 4, 1), (1, 2, 2)):
+    for sizes in ((1, 4, 1), (1, 2, 2), (1, 2, 1, 2)):
         value, grads = measured(sizes)
         gap = max(float(np.abs(grads[p] - want_grads[p]).max() / np.abs(want_grads[p]).max()) for p in grads)
         print(json.dumps({"mesh": sizes, "loss": [want, value], "gap": gap, "axes": len(jax.devices())}))

@@ -310,14 +310,14 @@ def test_truncation_at_full_rank_changes_nothing_and_below_it_loses_the_least():
 
 
 def test_four_devices_give_the_gradients_of_one():
-    """Spread over fsdp, and over fsdp and tensor (where the alignment mixes heads of different devices)."""
+    """Spread over fsdp, over fsdp and tensor (the alignment mixes heads of different devices), and over the length."""
     worker = Path(__file__).parent / "lisa_worker.py"
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     out = subprocess.run([sys.executable, str(worker)], env=env, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr[-2000:]
     assert "nvoluntary" not in out.stderr
     found = [json.loads(line) for line in out.stdout.splitlines()]
-    assert [line["mesh"] for line in found] == [[1, 4, 1], [1, 2, 2]]
+    assert [line["mesh"] for line in found] == [[1, 4, 1], [1, 2, 2], [1, 2, 1, 2]]
     for line in found:
         np.testing.assert_allclose(*line["loss"], rtol=1e-5)
         assert line["gap"] < 1e-4 and line["axes"] == 4

@@ -1,7 +1,7 @@
 """Three training steps of every objective on a mesh of simulated devices; prints losses and a checksum as JSON.
 
 Run as a process of its own, because the number of devices is fixed when JAX starts:
-python mesh_worker.py DATA FSDP TENSOR [OBJECTIVE ...]
+python mesh_worker.py DATA FSDP TENSOR CONTEXT [OBJECTIVE ...]
 """
 
 import json
@@ -40,10 +40,9 @@ def losses(objective: str, mesh: jax.sharding.Mesh, rank: int = 0) -> dict:
     reference = cases.second(objective, lambda seed: draw(jax.random.key(seed)))
     in_shardings = (places, None, None)[: 2 + len(reference)]
     jitted = jax.jit(step, donate_argnums=0, in_shardings=in_shardings, out_shardings=(places, None))
-    rows = sharding.batch_sharding(mesh)
     found = []
     for seed in range(3):
-        batch = {name: jax.device_put(x, rows) for name, x in make_batch(16, seed).items()}
+        batch = setup.put(mesh, make_batch(16, seed))
         state, metrics = jitted(state, batch, *reference)
         found.append(float(metrics["loss"][0] / metrics["loss"][1]))
     spread = state["params"]["layers"]["000"]["mlp"]["up"].sharding.shard_shape((16, 24))
@@ -52,7 +51,7 @@ def losses(objective: str, mesh: jax.sharding.Mesh, rank: int = 0) -> dict:
 
 
 if __name__ == "__main__":
-    sizes = [int(x) for x in sys.argv[1:4]]
+    sizes = [int(x) for x in sys.argv[1:5]]
     mesh = sharding.make_mesh(config.MeshSection(*sizes))
-    found = {name: losses(name, mesh) for name in sys.argv[4:] or cases.OBJECTIVES}
+    found = {name: losses(name, mesh) for name in sys.argv[5:] or cases.OBJECTIVES}
     print(json.dumps(found | {"adapters": losses("cross_entropy", mesh, rank=4)}))

@@ -12,10 +12,10 @@ import pytest
 WORKER = Path(__file__).parent / "mesh_worker.py"
 
 
-def run(devices: int, data: int, fsdp: int, tensor: int, *objectives: str) -> tuple[dict, str]:
+def run(devices: int, data: int, fsdp: int, tensor: int, context: int, *objectives: str) -> tuple[dict, str]:
     environment = dict(os.environ, XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
     done = subprocess.run(
-        [sys.executable, str(WORKER), str(data), str(fsdp), str(tensor), *objectives],
+        [sys.executable, str(WORKER), *map(str, (data, fsdp, tensor, context)), *objectives],
         env=environment,
         capture_output=True,
         text=True,
@@ -26,17 +26,25 @@ def run(devices: int, data: int, fsdp: int, tensor: int, *objectives: str) -> tu
 
 @pytest.fixture(scope="module")
 def one_device():
-    return run(1, 1, 1, 1)[0]
+    return run(1, 1, 1, 1, 1)[0]
 
 
-@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 8, 1)], ids=str)
+MESHES = {
+    (1, 2, 2, 2): (),
+    (2, 2, 2, 1): ("cross_entropy", "grm"),
+    (1, 8, 1, 1): ("cross_entropy", "verdict", "dpo"),
+    (2, 1, 1, 4): ("cross_entropy", "grpo"),
+}
+"""data, fsdp, tensor, context: all objectives where every other axis cuts, one of each kind on the others."""
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_eight_devices_equal_one(one_device, mesh):
-    """All objectives on the mesh that cuts every way, one of each kind on the other."""
-    found, log = run(8, *mesh, *(() if mesh == (2, 2, 2) else ("cross_entropy", "verdict", "dpo")))
+    found, log = run(8, *mesh, *MESHES[mesh])
     for objective in found:
         want = one_device[objective]
         np.testing.assert_allclose(found[objective]["losses"], want["losses"], rtol=1e-5, err_msg=objective)
         np.testing.assert_allclose(found[objective]["total"], want["total"], rtol=1e-5, err_msg=objective)
-    _, fsdp, tensor = mesh
+    _, fsdp, tensor, _ = mesh
     assert found["cross_entropy"]["shard"] == [16 // fsdp, 24 // tensor]
     assert "Involuntary full rematerialization" not in log
