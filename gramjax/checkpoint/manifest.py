@@ -15,7 +15,7 @@ import jax
 from gramjax.checkpoint import json_file
 from gramjax.checkpoint.checksum import checksums
 from gramjax.checkpoint.shards import listing
-from gramjax.core.errors import DataError, UserError
+from gramjax.core.errors import DataError, NotFinite, UserError
 
 FORMAT = 1
 REMEDY = "Use --config.overwrite=True or the saved config.json"
@@ -54,8 +54,12 @@ def named(state: Any) -> dict[str, Any]:
 
 
 def make(leaves: Mapping[str, jax.Array], data: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON value of a manifest."""
-    sums = checksums(leaves)
+    """The JSON value of a manifest. Raises NotFinite naming leaves with NaN or infinities, which are not saved."""
+    bad: set[str] = set()
+    sums = checksums(leaves, bad)
+    if bad:
+        names = listing([name for name in leaves if name in bad])
+        raise NotFinite(f"NaN or infinite values in {names}: this state is not saved, older checkpoints are whole")
     body = {
         "format": FORMAT,
         "leaves": {name: [list(leaf.shape), str(leaf.dtype), sums[name]] for name, leaf in leaves.items()},

@@ -38,5 +38,9 @@ class DoNotRequeue(GramjaxError):
     exit_code = 76
 
 
+class NotFinite(DoNotRequeue):
+    """The loss, the gradients or the weights are NaN or infinite; nothing of it was saved."""
+
+
 STUCK = 77
 """Exit code of a process that its watchdog ended: nothing moved any more. Starting it again may help."""

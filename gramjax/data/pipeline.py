@@ -310,6 +310,11 @@ class Pipeline:
         """Nothing: rows say all there is to say."""
         return {}
 
+    def names(self, index: int) -> list[str]:
+        """The ids of the rows in a batch, over all processes: for a message."""
+        places = range(index * self.batch_size, (index + 1) * self.batch_size)
+        return [self._examples.ids[i] for place in places for i in self._groups[int(self._order[place])]]
+
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a saved position to mean the same batches."""
         return dict(self._fingerprint)

@@ -91,6 +91,8 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str, sto
             section.eval_every if rows else 0,
             section.save_every,
             safety.check_replicas_every,
+            safety.on_bad_step == "stop",
+            safety.max_bad_steps,
         )
         evaluated = bool(data.get("evaluated", True))
         if rows and not evaluated and jax.process_index() == 0 and evaluates(plan, start_step):

@@ -1,7 +1,6 @@
 """The one training loop. Its order is a contract: check the state, evaluate it, save it, take a batch, step, log."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
@@ -10,8 +9,9 @@ import jax
 import numpy as np
 
 from gramjax.core import progress, runtime
-from gramjax.core.errors import GramjaxError, Preempted
-from gramjax.training.step import State, extreme
+from gramjax.core.errors import Preempted
+from gramjax.training.bad_steps import BadSteps
+from gramjax.training.step import BAD_STEPS, State, extreme
 
 
 class Source(Protocol):
@@ -28,6 +28,9 @@ class Source(Protocol):
 
     def metrics(self) -> dict[str, tuple[float, float]]:
         """What the source has to say of the batch that it gave last, as (total, weight) pairs."""
+
+    def names(self, index: int) -> list[str]:
+        """The rows of a batch, counted from 0, in all processes together; empty when it is not known any more."""
 
 
 class Writer(Protocol):
@@ -47,10 +50,10 @@ class Plan:
     save_every: int = 0
     check_every: int = 0
     """Steps between looks at the copies of the state (`training.replicas`)."""
-
-
-class NotFinite(GramjaxError):
-    """The loss became NaN or infinite; nothing of it was saved."""
+    stop_when_bad: bool = False
+    """End at the first bad step."""
+    max_bad_steps: int = 3
+    """End after so many bad steps in a row."""
 
 
 def run(
@@ -72,13 +75,14 @@ def run(
     """Train from `start_step` to `plan.total_steps` and return the last state.
 
     `put` places a host batch on the devices. Metrics of a step are fetched after the next step has been dispatched,
-    so that the host never stalls the devices. Raises NotFinite naming the step when the loss is not finite, and
+    so that the host never stalls the devices. Raises NotFinite when steps are bad (`training.bad_steps`), and
     Preempted when `stop` (after the step at hand), an evaluation or the source says so, with the state saved.
     `evaluated` says whether the state of `start_step` was (an evaluation that was broken off is made again); `save` is
     given it for its step, with the state of the source. `check` raises when the state cannot be trusted.
     """
     waiting: list[tuple[int, Any]] = []
     meter = Meter(num_tokens)
+    bad = BadSteps(plan.stop_when_bad, plan.max_bad_steps, source.names)
     evaluated_at, saved_at = (start_step if evaluated else -1), start_step
 
     def keep(step: int) -> None:
@@ -91,13 +95,13 @@ def run(
             saved_at = step
 
     def flush(last: int) -> None:
-        """Log the mean over the steps up to `last` that wait to be logged."""
-        due = [metrics for step, metrics in waiting if step <= last]
+        """Log the mean over the good steps up to `last` that wait to be logged, and how many were bad."""
+        due = [item for item in waiting if item[0] <= last]
         if due:
             waiting[:] = [item for item in waiting if item[0] > last]
-            values = mean_metrics(jax.device_get(due))
-            if not math.isfinite(values["loss"]):
-                raise NotFinite(f"loss is {values['loss']} at step {last}; the last checkpoint holds the state before")
+            fetched = jax.device_get([metrics for _, metrics in due])
+            good = bad.good([(step, metrics) for (step, _), metrics in zip(due, fetched)], state["params"])
+            values = {**mean_metrics(good), BAD_STEPS: float(len(due) - len(good))}
             writer.write(last, {**values, **meter.read(last, len(due)), "epoch": epoch_of(last)})
 
     for step in range(start_step, plan.total_steps):

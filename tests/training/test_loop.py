@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gramjax.core.errors import Preempted
+from gramjax.core.errors import NotFinite, Preempted
 from gramjax.training import loop
 
 
@@ -32,6 +32,9 @@ class Source:
 
     def state(self):
         return {"count": self.count}
+
+    def names(self, index):
+        return [f"row{index}"]
 
 
 class Writer:
@@ -96,5 +99,5 @@ def test_a_stop_saves_the_step_at_hand():
 
 
 def test_a_loss_that_is_not_finite_stops_before_anything_is_saved():
-    with pytest.raises(loop.NotFinite, match="step 2"):
+    with pytest.raises(NotFinite, match="step 2"):
         play(loop.Plan(4, log_every=1, save_every=1), losses=lambda step: float("nan") if step == 2 else 1.0)
