@@ -72,7 +72,7 @@ def from_hf(values: Mapping[str, Any], where: str) -> Config:
         head_dim=head_dim,
         max_position_embeddings=_integer(values, "max_position_embeddings", where, 2048),
         norm_eps=_number(values, "rms_norm_eps", where, 1e-6),
-        tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),  # False in all four families
+        tie_word_embeddings=_switch(values, "tie_word_embeddings", where),  # False in all four families
         attention_bias=family == "qwen2",
         qk_norm=family == "qwen3",
         sliding_window=window,
@@ -109,6 +109,13 @@ def _integer(values: Mapping[str, Any], name: str, where: str, default: int | No
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise DataError(f"{where}: {name} is {_short(value)}; expected a positive whole number")
     return value
+
+
+def _switch(values: Mapping[str, Any], name: str, where: str) -> bool:
+    value = values.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise DataError(f"{where}: {name} is {_short(value)}; expected true or false")
+    return bool(value)
 
 
 def _number(values: Mapping[str, Any], name: str, where: str, default: float | None = None) -> float:

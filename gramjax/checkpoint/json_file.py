@@ -34,9 +34,13 @@ def parse(text: str | bytes, where: str) -> dict[str, Any]:
 def read(path: Path, missing: Callable[[], Exception] | None = None) -> dict[str, Any]:
     """The JSON object in a file; raises `missing()` (by default a DataError) when there is no such file."""
     try:
-        if path.stat().st_size > LARGEST:
-            raise DataError(f"{path}: {path.stat().st_size} bytes is too large for a JSON file of a model folder")
-        return parse(path.read_bytes(), str(path))
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise DataError(f"{path}: no ordinary file (a device or a pipe)")
+        with path.open("rb") as file:
+            raw = file.read(LARGEST + 1)
+        if len(raw) > LARGEST:
+            raise DataError(f"{path}: more than {LARGEST} bytes is too large for a JSON file of a model folder")
+        return parse(raw, str(path))
     except (FileNotFoundError, NotADirectoryError):
         raise (missing() if missing else DataError(f"{path} does not exist")) from None
     except OSError as error:

@@ -47,6 +47,8 @@ class Texts:
     files: list[dict[str, Any]]
     """Name, size and sha256 of every file."""
     dropped: Tally
+    places: dict[str, tuple[str, int]] = dataclasses.field(default_factory=dict)
+    """By language: a file whose texts are joined with others by their place in it, and how many places it has."""
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -108,12 +110,15 @@ def _read_file(out: Texts, path: str, given: str, section: DataSection, position
     out.dropped.merge(found.dropped)
     out.files.extend(found.files)
     stem = Path(path).name.split(".")[0]
+    counted = "" if section.limit or path.startswith("recipe:") else given or (known[0] if known else "")
     for row in found.rows:
         said = row.get("language", row.get("lang"))
         language = given or (code(str(said)) or str(said) if said else "") or (known[0] if known else "")
         prompt = row.get("prompt") if row.get("prompt") is not None else row.get("messages") or row.get("text")
         if prompt:
-            out.texts.append(LanguageText(language, _key(row, stem), prompt, row.get("completion")))
+            out.texts.append(LanguageText(language, key := _key(row, stem), prompt, row.get("completion")))
+            if key.startswith("#") and language == counted:
+                out.places[language] = (Path(path).name, found.records)
 
 
 def _key(row: Mapping[str, Any], stem: str) -> str:
@@ -133,6 +138,7 @@ def _read_lines(out: Texts, path: Path, languages: Sequence[str], section: DataS
     wanted = len(languages)
     try:
         with opened(file, "rt", encoding="utf-8", newline="\n") as lines:  # other line separators stay inside a text
+            number = -1
             for number, line in enumerate(lines):
                 if section.limit and number >= section.limit:
                     break
@@ -143,6 +149,8 @@ def _read_lines(out: Texts, path: Path, languages: Sequence[str], section: DataS
                     continue
                 key = f"{file.name if wanted > 1 else ''}#{number + 1}"
                 out.texts.extend(LanguageText(language, key, part) for language, part in zip(languages, parts))
+            if wanted == 1 and not section.limit:
+                out.places[languages[0]] = (file.name, number + 1)
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{file.name}: cannot be read as lines of text ({error})") from None
 
@@ -150,8 +158,10 @@ def _read_lines(out: Texts, path: Path, languages: Sequence[str], section: DataS
 def parallel(found: Texts, languages: Sequence[str]) -> tuple[Texts, int]:
     """The texts whose key every language has, by key in the order of the first language; how many were left out.
 
-    Raises UserError when there are none.
+    Raises UserError when there are none, and DataError when they would be joined by their places in files of different
+    length: from some line on, the texts would not say the same.
     """
+    _same_length(found, languages)
     tables = [found.by_key(language) for language in languages]
     shared = [key for key in tables[0] if all(key in table for table in tables)]
     if not shared:
@@ -162,6 +172,14 @@ def parallel(found: Texts, languages: Sequence[str]) -> tuple[Texts, int]:
     kept = [table[key] for key in shared for table in tables]
     of_them = sum(text.language in languages for text in found.texts)
     return dataclasses.replace(found, texts=kept), of_them - len(kept)
+
+
+def _same_length(found: Texts, languages: Sequence[str]) -> None:
+    placed = [found.places[language] for language in languages if language in found.places]
+    for name, count in placed[1:]:
+        if count != placed[0][1]:
+            raise DataError(f"{placed[0][0]} has {placed[0][1]:,} rows and {name} has {count:,}: rows without ids are "
+                            "joined by their place, so files must be equally long (or give the rows an 'id')")  # fmt: skip
 
 
 def chosen(found: Texts, languages: Sequence[str], where: str) -> tuple[str, ...]:
@@ -180,7 +198,8 @@ def counts(found: Texts) -> Mapping[str, int]:
 
 
 def pairs_of(found: Texts, pivot: str, languages: Sequence[str]) -> Iterator[tuple[LanguageText, LanguageText]]:
-    """(text in one of the languages, the same in the pivot), language by language."""
+    """(text in one of the languages, the same in the pivot), language by language. Raises DataError like `parallel`."""
+    _same_length(found, (pivot, *languages))
     target = found.by_key(pivot)
     for language in languages:
         for key, text in found.by_key(language).items():

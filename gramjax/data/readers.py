@@ -53,14 +53,16 @@ def counts(found: Rows, examples: int, dropped: Tally) -> dict[str, Any]:
 def _recipe(source: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of `recipe:NAME[:SPLIT[:SIZE[:SEED]]]`."""
     _, name, *rest = source.split(":")
-    if len(rest) > 3 or not all(number.isdigit() for number in rest[1:]):
-        raise UserError(f"{source!r}: write recipe:NAME, recipe:NAME:SPLIT, …:SPLIT:SIZE or …:SPLIT:SIZE:SEED")
+    numbers = [int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1 for text in rest[1:]]
+    if len(rest) > 3 or min(numbers, default=0) < 0:
+        raise UserError(f"{source[:200]!r}: write recipe:NAME, recipe:NAME:SPLIT, …:SPLIT:SIZE or …:SPLIT:SIZE:SEED")
+    if numbers[:1] == [0]:
+        raise UserError(f"{source!r} asks for 0 rows")
     module = plugins.load("data/recipes", name)
     split = rest[0] if rest else "train"
     if split not in module.SPLITS:
         raise UserError(f"{source!r}: no split {split!r} (there are: {', '.join(module.SPLITS)})")
-    size = int(rest[1]) if len(rest) > 1 else module.SPLITS[split]
-    seed = int(rest[2]) if len(rest) > 2 else 0
+    size, seed = (*numbers, *(module.SPLITS[split], 0)[len(numbers) :])
     facts = {"name": f"recipe:{name}:{split}" + (f":{size}:{seed}" if seed else ""), "size": size}
     return module.rows(split=split, size=size, seed=seed), {**facts, "sha256": module.VERSION}
 
@@ -209,6 +211,9 @@ class _Reading:
             self.out.dropped.add(row["_drop"], where)
             return
         given = row.get("id")
+        if given is not None and (isinstance(given, bool) or not isinstance(given, str | int | float) or given == ""):
+            self._bad("unusable row", where, f"{where}: 'id' is {given!r:.80}; text or a number was expected")
+            return
         row = {**row, "id": f"{self.stem}-{number}" if given is None else str(given)}
         try:
             row = self._checked(row, where, given is None)

@@ -2,19 +2,29 @@
 folders, TFDS folders.
 
 Nothing here knows row types. Every reader yields `(where, record or BadRecord)`; a file that cannot be read at all
-raises DataError. JSON is read strictly: UTF-8, no NaN or Infinity, no doubled keys, no lone surrogates, no NUL.
+raises DataError. JSON is read strictly: UTF-8, no NaN or Infinity, no doubled keys, no lone surrogates, no NUL. How
+much is held in memory is bounded, so that a small gzip file cannot grow without end.
 """
 
+import glob
 import gzip
 import hashlib
 import io
 import json
 import math
+import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from gramjax.core.errors import DataError, UserError
+
+
+LONGEST_LINE = 256 * 2**20
+"""Bytes of one line; a file whose lines are longer holds no JSON lines."""
+LARGEST_WHOLE = 4 * 2**30
+"""Bytes of a file that is one JSON value (an array of rows); more have to come as JSON lines."""
 
 
 class BadRecord(Exception):
@@ -39,15 +49,37 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 def files_of(source: str) -> list[Path]:
     """The files behind a source: itself, or what a folder holds. Raises UserError if there is nothing to read."""
+    if not source.strip():
+        raise UserError("the name of a data file is empty")
+    if "://" in source:
+        raise UserError(f"{_short(source)}: nothing is downloaded here; give the path of a file on this machine")
     path = Path(source)
-    if not path.exists():
-        near = sorted(p.name for p in path.parent.glob(f"*{path.stem[:8]}*"))[:3] if path.parent.is_dir() else []
-        raise UserError(f"no file or folder {source!r}" + (f" (there is: {', '.join(near)})" if near else ""))
-    if path.is_dir():
-        return sorted(p for p in path.rglob("*") if p.is_file())
-    if not path.is_file():
-        raise UserError(f"{source!r} is no ordinary file")
+    try:
+        if path.is_dir():
+            return sorted(found for found in map(_usable, path.rglob("*")) if found is not None)
+        if not path.exists() and not path.is_symlink():
+            near = sorted(p.name for p in path.parent.glob(f"*{glob.escape(path.stem[:8])}*"))[:3]
+            there = f" (there is: {', '.join(near)})" if near and path.parent.is_dir() else ""
+            raise UserError(f"no file or folder {_short(source)}{there}")
+        _usable(path)
+    except (OSError, RuntimeError) as error:  # a name that is too long, a folder that may not be read, a loop of links
+        raise UserError(f"{_short(source)}: cannot be opened ({getattr(error, 'strerror', '') or error})") from None
     return [path]
+
+
+def _usable(path: Path) -> Path | None:
+    """The path of an ordinary file, None for a folder. Raises UserError for a link to nothing, a device or a pipe."""
+    if path.is_file():
+        return path
+    if path.is_dir():
+        return None
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{_short(str(path))} is a link to nothing")
+    raise UserError(f"{_short(str(path))} is no ordinary file")
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= 200 else f"{text[:200]!r}..."
 
 
 def read(source: str) -> Iterator[Item]:
@@ -97,8 +129,8 @@ def parse(text: str) -> Any:
         raise BadRecord("invalid JSON", f"{error.msg.removesuffix(' at')} at character {error.pos + 1}") from None
     except RecursionError:
         raise BadRecord("invalid JSON", "nested too deeply") from None
-    except ValueError as error:
-        raise BadRecord("invalid JSON", str(error)[:100]) from None
+    except ValueError:  # Python refuses to read it, since that takes quadratic time
+        raise BadRecord("invalid JSON", f"holds a whole number of more than {sys.get_int_max_str_digits()} digits") from None
     if "\\" in text:
         try:
             _check_text(value)
@@ -155,15 +187,30 @@ def _json(path: Path) -> Iterator[Item]:
             buffered = io.BufferedReader(file) if isinstance(file, gzip.GzipFile) else file
             head = buffered.peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
             if head[:1] == b"[":
-                yield from _array(path, buffered.read())
+                yield from _array(path, _all_of(path, buffered))
             elif head[:1] == b"{" and ".json" in path.suffixes:
-                raw = buffered.read()
+                raw = _all_of(path, buffered)
                 whole = _whole(raw)
                 yield from _lines(path, io.BytesIO(raw)) if whole is None else [(f"{path.name} row 1", whole)]
             else:
                 yield from _lines(path, buffered)
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path.name}: damaged or truncated gzip file ({error})") from None
+
+
+def _all_of(path: Path, file: Any) -> bytes:
+    raw = file.read(LARGEST_WHOLE + 1)
+    if len(raw) > LARGEST_WHOLE:
+        raise DataError(f"{path.name}: one JSON value of more than {LARGEST_WHOLE:,} bytes; write it as JSON lines")
+    return raw
+
+
+def _lines_of(path: Path, file: Any) -> Iterator[bytes]:
+    """The lines of an open file with their ends. Raises DataError for one that is too long to be one."""
+    while raw := file.readline(LONGEST_LINE + 1):
+        if len(raw) > LONGEST_LINE:
+            raise DataError(f"{path.name}: a line of more than {LONGEST_LINE:,} bytes; this is no file of lines")
+        yield raw
 
 
 def _whole(raw: bytes) -> dict[str, Any] | None:
@@ -187,7 +234,7 @@ def _array(path: Path, raw: bytes) -> Iterator[Item]:
 def _lines(path: Path, file: Any) -> Iterator[Item]:
     """One object per line; lines end at \\n only, so that other Unicode line separators stay inside strings."""
     offset, row = 0, 0
-    for raw in file:
+    for line, raw in enumerate(_lines_of(path, file), 1):
         start, offset = offset, offset + len(raw)
         body = raw
         if start == 0 and body.startswith(b"\xef\xbb\xbf"):
@@ -202,6 +249,8 @@ def _lines(path: Path, file: Any) -> Iterator[Item]:
         except BadRecord as bad:
             if bad.args[0] == "invalid JSON" and not raw.endswith(b"\n"):
                 bad = BadRecord("truncated last line", f"the last line breaks off: {bad.detail}; the file is truncated")
+            if line != row:  # blank lines are no rows
+                bad = BadRecord(bad.args[0], f"{bad.detail} (line {line} of the file)")
             yield where, bad
 
 
@@ -210,7 +259,7 @@ def _questions(path: Path) -> Iterator[Item]:
     offset, row = 0, 0
     try:
         with _open(path) as file:
-            for raw in file:
+            for raw in _lines_of(path, file):
                 start, offset = offset, offset + len(raw)
                 if not raw.strip():
                     continue
@@ -223,7 +272,7 @@ def _questions(path: Path) -> Iterator[Item]:
                     yield f"{path.name} row {row}", {"question": fields[0], "answer": fields[1]}
                 except BadRecord as bad:
                     yield f"{path.name} row {row}", bad
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path.name}: damaged or truncated gzip file ({error})") from None
 
 
@@ -264,16 +313,17 @@ def _parquet(path: Path) -> Iterator[Item]:
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path.name}: no readable parquet file ({error})") from None
-    yield from _table(path.name, file.iter_batches(1024))
+        yield from _table(path.name, file.iter_batches(1024))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path.name}: no readable parquet file ({' '.join(str(error).split())})") from None
 
 
 def _folder(path: Path, files: list[Path]) -> Iterator[Item]:
     names = {p.name for p in files if p.parent == path}
     if "dataset_dict.json" in names:
-        splits = json.loads((path / "dataset_dict.json").read_text("utf-8")).get("splits", [])
-        raise UserError(f"{path} holds several splits; give one: {', '.join(str(path / str(s)) for s in splits)}")
+        splits = _object(path / "dataset_dict.json").get("splits")
+        shown = ", ".join(str(path / str(split)) for split in splits) if isinstance(splits, list) else "a folder in it"
+        raise UserError(f"{path} holds several splits; give one: {shown}")
     if "state.json" in names:
         yield from _saved_dataset(path)
     elif "features.json" in names:
@@ -291,6 +341,19 @@ def _folder(path: Path, files: list[Path]) -> Iterator[Item]:
                         "parquet file in it, and not JSON or .tsv files alone")  # fmt: skip
 
 
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object that a file of a data folder holds. Raises DataError."""
+    try:
+        value = parse(_decode(path.read_bytes(), 0))
+    except BadRecord as bad:
+        raise DataError(f"{path}: {bad.detail}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: holds {type(value).__name__}, an object was expected")
+    return value
+
+
 def rows_of(files: list[Path]) -> list[Path]:
     """JSON and .tsv files, beside which only pages of text (.md) stand; empty where there is something else."""
     rows = [file for file in files if not file.name.endswith(".md")]
@@ -302,29 +365,32 @@ def _saved_dataset(path: Path) -> Iterator[Item]:
     """`Dataset.save_to_disk`: Arrow stream files listed in state.json. Read without importing `datasets`."""
     import pyarrow
 
-    state = json.loads((path / "state.json").read_text("utf-8"))
+    state = _object(path / "state.json")
     if state.get("_indices_files"):
         raise UserError(f"{path} was saved with an index mapping; save it again after flatten_indices()")
     row = 0
-    for entry in state["_data_files"]:
-        file = path / entry["filename"]
+    for entry in state["_data_files"] if isinstance(state.get("_data_files"), list) else [None]:
+        name = entry.get("filename") if isinstance(entry, dict) else None
+        if not isinstance(name, str):
+            raise DataError(f"{path}/state.json does not list its files (_data_files, each with a filename)")
+        file = path / name
         if file.resolve().parent != path.resolve():
-            raise DataError(f"{path}/state.json names {entry['filename']!r}, outside the folder")
+            raise DataError(f"{path}/state.json names {name!r}, outside the folder")
         if not file.is_file():
-            raise DataError(f"{path}/state.json names {entry['filename']!r}, which is absent")
+            raise DataError(f"{path}/state.json names {name!r}, which is absent")
         try:
             with pyarrow.memory_map(str(file)) as source, pyarrow.ipc.open_stream(source) as stream:
                 for batch in stream:
                     for _, record in _table("", [batch]):
                         row += 1
                         yield f"{path.name} row {row}", record
-        except pyarrow.ArrowInvalid as error:
-            raise DataError(f"{file}: no readable Arrow file ({error})") from None
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{file}: no readable Arrow file ({' '.join(str(error).split())})") from None
 
 
 def _tfds(path: Path) -> Iterator[Item]:
     """A prepared TFDS dataset in array_record or parquet form, read without TensorFlow."""
-    info = json.loads((path / "dataset_info.json").read_text("utf-8"))
+    info = _object(path / "dataset_info.json")
     kind = info.get("fileFormat", "tfrecord")
     if kind not in ("array_record", "parquet"):
         raise UserError(f"{path}: TFDS format {kind!r} needs TensorFlow; prepare it with file_format='array_record'")
@@ -334,7 +400,10 @@ def _tfds(path: Path) -> Iterator[Item]:
         raise UserError(
             f'{path} needs tensorflow-datasets: pip install "tensorflow-datasets" importlib_resources'
         ) from None
-    builder = tfds.builder_from_directory(str(path))
+    try:
+        builder = tfds.builder_from_directory(str(path))
+    except Exception as error:  # its readers raise many kinds
+        raise DataError(f"{path}: no readable TFDS folder ({' '.join(str(error).split())})") from None
     for split in sorted(builder.info.splits):
         source = builder.as_data_source(split=split)
         for index in range(len(source)):

@@ -40,6 +40,10 @@ OWN_COLUMNS = ("prompt", "chosen", "rejected", "completion", "completions", "lab
                "responses", "rationale")  # fmt: skip
 """The columns that decide the type of a row."""
 
+TEMPLATE_OWN = ("messages", "add_generation_prompt", "generation_prompt", "tools", "prompt", "answer", "answers", "turns",
+                "self", "bos_token", "eos_token", "pad_token", "unk_token")  # fmt: skip
+"""What a chat template is given by us: no row may replace it through `chat_template_kwargs`."""
+
 LIKELY_PROMPTS = ("question", "instruction", "query", "input", "problem", "context")
 
 Message = dict[str, Any]
@@ -240,6 +244,7 @@ def normalise(row: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
     Preference rows always have `prompt`, `chosen`, `rejected`, `subset` and `margin` afterwards. Raises Drop (empty
     answers; identical ones, except in rows of a `benchmark`) or DataError (missing field, null, wrong type).
     """
+    check_template_columns(row, where)
     out = {str(key): value for key, value in row.items()}
     if kind == PREFERENCE:
         parts = {name: text_field(row, name, where) for name in ("chosen", "rejected")}
@@ -291,6 +296,20 @@ def normalise(row: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
         if not isinstance(out["text"], str):
             raise DataError(f"{where}: 'text' is {_kind(out['text'])}; a string was expected")
     return out
+
+
+def check_template_columns(row: Mapping[str, Any], where: str) -> None:
+    """Raise DataError for what a chat template would be given beside the messages and could not use, or would be
+    fooled by (`chat_template_kwargs` that stand for the messages themselves)."""
+    extra, tools = row.get("chat_template_kwargs"), row.get("tools")
+    if extra is not None and not isinstance(extra, Mapping):
+        raise DataError(f"{where}: 'chat_template_kwargs' is {_kind(extra)}; an object with named values was expected")
+    taken = [str(name) for name in extra or () if name in TEMPLATE_OWN or not str(name).isidentifier()
+             or str(name).startswith("_")]  # fmt: skip
+    if taken:
+        raise DataError(f"{where}: 'chat_template_kwargs' may not set {taken[0]!r}")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
+        raise DataError(f"{where}: 'tools' is no list of objects")
 
 
 def _responses(row: Mapping[str, Any], where: str, kind: str) -> tuple[list[Text], Text]:

@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import functools
 import json
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ MAX_SOURCE = 256 * 1024
 MAX_OUTPUT = 16 * 1024 * 1024
 MAX_ROUNDS = 1_000_000
 MAX_SECONDS = 5.0
+WIDTH = re.compile(r"\d{4}")
 TODAY = datetime.datetime(2024, 7, 26)
 """What `strftime_now` formats: the day that Llama 3's templates assume when they are given none."""
 
@@ -86,9 +88,19 @@ def _environment() -> Any:
     """The sandbox. Built once; holds no state of a rendering (that is in the context, as `_budget`)."""
     import jinja2
     import jinja2.ext
+    import jinja2.filters
     import jinja2.runtime
     import jinja2.sandbox
     from jinja2 import nodes
+
+    def grows(text: Any, pieces: Any) -> None:
+        """Refuse a replacement or a join whose result may be too long: a bound from above is enough."""
+        sizes = [len(text) if isinstance(text, str | list | tuple) else 0]
+        for piece in pieces:
+            several = piece if isinstance(piece, list | tuple) else (piece,)
+            sizes.append(sum(len(x) if isinstance(x, str) else 16 for x in several) + len(several))
+        if sizes[0] * max(sizes[1:], default=0) > MAX_OUTPUT:
+            raise _TooMuch(f"the chat template makes a text of more than {MAX_OUTPUT:,} characters")
 
     class Generation(jinja2.ext.Extension):
         """`{% generation %}...{% endgeneration %}`: the text of the assistant."""
@@ -117,6 +129,11 @@ def _environment() -> Any:
             __context.resolve("_budget").spend()
             if any(isinstance(value, int) and abs(value) > MAX_ROUNDS for value in (*args, *kwargs.values())):
                 raise _TooMuch("the chat template calls a function with a number that is too large")
+            owner, name = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None), getattr(__obj, "__name__", "")
+            if isinstance(owner, str) and name in ("replace", "join", "translate", "expandtabs"):
+                grows(owner, args)
+            elif isinstance(owner, str) and name in ("format", "format_map") and WIDTH.search(owner):
+                raise _TooMuch("the chat template formats a text to a width that is too large")
             return super().call(__context, __obj, *args, **kwargs)
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -139,13 +156,27 @@ def _environment() -> Any:
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
+    @jinja2.pass_eval_context
+    def replaced(context: Any, s: str, old: str, new: str, count: int | None = None) -> str:
+        grows(str(s), (str(new),))
+        return jinja2.filters.do_replace(context, s, old, new, count)
+
+    @jinja2.pass_eval_context
+    def joined(context: Any, value: Any, d: str = "", attribute: Any = None) -> str:
+        items = list(value)
+        grows(items, (str(d),))
+        return jinja2.filters.sync_do_join(context, items, d, attribute)
+
     def tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None,
                sort_keys: bool = False) -> str:  # fmt: skip
+        if isinstance(indent, int) and indent > 32:
+            raise _TooMuch("the chat template indents JSON too far")
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     environment = Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = tojson
     environment.filters["_counted"] = counted
+    environment.filters["replace"], environment.filters["join"] = replaced, joined
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = TODAY.strftime
     for name in ("lipsum", "cycler", "joiner"):
@@ -182,8 +213,6 @@ def check(source: str) -> None:
 
 def has_generation(source: str) -> bool:
     """True if the template marks assistant text with `{% generation %}`."""
-    import re
-
     return re.search(r"\{%-?\s*generation\s*-?%\}", source) is not None
 
 

@@ -268,12 +268,22 @@ def build(
     return Tokenizer(library, plain, ids["bos"], ids["eos"], pad_id, adds_bos, source, off, notes, config or {})
 
 
+def _text(path: Path) -> str:
+    """The text of a file of a tokenizer. Raises DataError."""
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: no UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+        value = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: no valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise DataError(f"{path}: an object was expected")
@@ -287,7 +297,7 @@ def _token_text(value: Any) -> str:
 
 def _folder(path: Path, pad: str, chat_template: str) -> Tokenizer:
     """A Hugging Face folder: tokenizer.json with what stands beside it."""
-    library = _library((path / "tokenizer.json").read_text("utf-8"), str(path / "tokenizer.json"))
+    library = _library(_text(path / "tokenizer.json"), str(path / "tokenizer.json"))
     config = _json(path / "tokenizer_config.json")
     names = _json(path / "special_tokens_map.json") | {k: v for k, v in config.items() if v is not None}
     model = _json(path / "config.json")
@@ -300,9 +310,12 @@ def _folder(path: Path, pad: str, chat_template: str) -> Tokenizer:
 
     own: Any = config.get("chat_template") or ""
     if isinstance(own, list):  # several named templates
-        own = next((entry["template"] for entry in own if entry.get("name") == "default"), "")
+        named = [entry for entry in own if isinstance(entry, dict) and entry.get("name") == "default"]
+        own = named[0].get("template") if named else ""
     if (path / "chat_template.jinja").is_file():
-        own = (path / "chat_template.jinja").read_text("utf-8")
+        own = _text(path / "chat_template.jinja")
+    if not isinstance(own, str):
+        raise DataError(f"{path / 'tokenizer_config.json'}: 'chat_template' is no text")
     return build(library, token("bos"), token("eos"), token("pad"), pad, chat_template, own, config)
 
 

@@ -7,6 +7,7 @@ at least as many vectors as rows: the job cuts off the rest and goes on. Reading
 
 import dataclasses
 import json
+import math
 import shutil
 import struct
 from collections.abc import Mapping, Sequence
@@ -55,7 +56,12 @@ def read(path: str | Path) -> Vectors:
             f"{path} holds no {FILE} with {IDS}: make them with gramjax annotate --config=embed_preferences "
             f"--config.model.path=RUN --config.data.path=ROWS --workdir={folder}"
         )
-    ids = json.loads((folder / IDS).read_text("utf-8"))
+    try:
+        ids = json.loads((folder / IDS).read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{folder / IDS}: no readable JSON ({error})") from None
+    if not isinstance(ids, list):
+        raise DataError(f"{folder / IDS}: holds {type(ids).__name__}, a list of ids was expected")
     arrays = _map(folder / FILE)
     if "vectors" not in arrays or len(arrays["vectors"]) != len(ids):
         raise DataError(f"{folder}: {FILE} and {IDS} differ in number; annotate again with --config.overwrite=True")
@@ -74,12 +80,15 @@ def _map(path: Path) -> dict[str, np.ndarray]:
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
+            begin, end = entry["data_offsets"]
+            if not 0 <= begin <= end <= path.stat().st_size - 8 - length or end - begin != 4 * math.prod(entry["shape"]):
+                raise ValueError(f"{name} does not lie where the header says")
             if entry["dtype"] != "F32":
                 raise DataError(f"{path}: {name} is {entry['dtype']}; vectors are F32")
-            start, shape = 8 + length + entry["data_offsets"][0], tuple(entry["shape"])
+            start, shape = 8 + length + begin, tuple(entry["shape"])
             empty = 0 in shape
             out[name] = np.zeros(shape, np.float32) if empty else np.memmap(path, "<f4", "r", start, shape)
-    except (struct.error, ValueError, KeyError, TypeError, OSError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise DataError(f"{path}: no readable safetensors file ({error})") from None
     return out
 

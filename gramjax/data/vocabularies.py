@@ -3,6 +3,7 @@
 import gzip
 import json
 import struct
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,7 +128,10 @@ def llama2c(path: Path) -> "Library":
 
     pieces = _llama2c_pieces(path)
     control = ["<unk>", "<s>", "</s>"]
-    texts = control + [piece.decode("utf-8").replace(" ", SPACE) for _, piece in pieces[3:]]
+    try:
+        texts = control + [piece.decode("utf-8").replace(" ", SPACE) for _, piece in pieces[3:]]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path.name}: no llama2.c tokenizer (a piece is no UTF-8: {error.object[:20]!r})") from None
     ids = {text: index for index, text in enumerate(texts)}
     if len(ids) != len(texts):
         raise DataError(f"{path.name}: a piece occurs twice")
@@ -151,8 +155,11 @@ def _read(folder: Path, names: Sequence[str]) -> str:
     for name in names:
         path = folder / name
         if path.is_file():
-            raw = path.read_bytes()
-            return (gzip.decompress(raw) if name.endswith(".gz") else raw).decode("utf-8")
+            try:
+                raw = path.read_bytes()
+                return (gzip.decompress(raw) if name.endswith(".gz") else raw).decode("utf-8")
+            except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+                raise DataError(f"{path}: cannot be read ({error})") from None
     raise UserError(f"{folder} has none of {', '.join(names)}")
 
 
@@ -160,12 +167,20 @@ def gpt2(folder: Path) -> "Library":
     """OpenAI's GPT-2 files, `vocab.bpe` and `encoder.json` (also gzipped, also under their later names)."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    vocabulary = json.loads(_read(folder, GPT2_VOCABULARY))
+    try:
+        vocabulary = json.loads(_read(folder, GPT2_VOCABULARY))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{folder}: the vocabulary is no JSON ({error})") from None
+    if not isinstance(vocabulary, dict) or not all(type(token) is int and token >= 0 for token in vocabulary.values()):
+        raise DataError(f"{folder}: the vocabulary does not map texts to ids")
     lines = [line for line in _read(folder, GPT2_MERGES).split("\n") if line and not line.startswith("#version")]
     merges = [tuple(line.split(" ")) for line in lines]
     if any(len(pair) != 2 for pair in merges):
         raise DataError(f"{folder}: a line of the merges does not hold two pieces")
-    library = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))  # type: ignore[arg-type]
+    try:
+        library = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))  # type: ignore[arg-type]
+    except Exception as error:  # the library raises a bare Exception
+        raise DataError(f"{folder}: vocabulary and merges do not belong together ({error})") from None
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
     return _with_specials(library, ["<|endoftext|>"])

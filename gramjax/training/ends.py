@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from gramjax.checkpoint import json_file
+from gramjax.core.errors import DataError
 from gramjax.data.tokenizer import Tokenizer
 
 
@@ -21,6 +22,9 @@ def end_ids(tokenizer: Tokenizer, folder: Path | None = None) -> tuple[int, ...]
         if path is not None and path.is_file():
             given = json_file.read(path).get("eos_token_id")
             if given is not None:
-                found += given if isinstance(given, list) else [given]
+                ids = given if isinstance(given, list) else [given]
+                if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+                    raise DataError(f"{path}: eos_token_id is {given!r:.80}; ids of tokens were expected")
+                found += ids
                 break
-    return tuple(dict.fromkeys(int(token) for token in found))
+    return tuple(dict.fromkeys(found))

@@ -15,7 +15,7 @@ from gramjax.data.translation_pairs import Settings
 QUESTIONS = {
     "en": ["Ann has 3 apples.", "Bob pays 1,200 francs.", "A dog.", "A dog again."],
     "german": ["Anna hat 3 Äpfel.", "Bob zahlt 1.200 Franken.", "Ein Hund.", "Ein Hund."],
-    "thai": ["แอนมีแอปเปิล ๓ ลูก", "บ๊อบจ่าย 900 ฟรังก์", "สุนัข"],
+    "thai": ["แอนมีแอปเปิล ๓ ลูก", "บ๊อบจ่าย 900 ฟรังก์", "สุนัข", "สุนัข"],
 }
 
 
@@ -43,10 +43,10 @@ def test_languages_of_file_names(name, found):
 
 def test_texts_of_a_folder(folder):
     found = languages.read([str(folder)], DataSection())
-    assert found.languages == ("en", "de", "th") and languages.counts(found) == {"en": 4, "de": 4, "th": 3}
+    assert found.languages == ("en", "de", "th") and languages.counts(found) == {"en": 4, "de": 4, "th": 4}
     assert sorted(file["name"] for file in found.files) == ["en.jsonl", "german.jsonl", "thai.jsonl"]
     same, left_out = languages.parallel(found, ("en", "th"))
-    assert left_out == 1 and [text.key for text in same.by_key("en").values()] == ["#1", "#2", "#3"]
+    assert left_out == 0 and [text.key for text in same.by_key("en").values()] == ["#1", "#2", "#3", "#4"]
     given = languages.read([f"sw:{folder}/thai.jsonl", str(folder / "en.jsonl")], DataSection())
     assert given.languages == ("en", "sw")
     (row, *_) = readers.read(str(folder), DataSection()).rows
@@ -91,7 +91,7 @@ def test_lines_of_two_languages(tmp_path):
 def test_pairs(folder):
     made = translation_pairs.read([str(folder)], Settings())
     assert made.counts() == {"de -> en": 3, "th -> en": 3}
-    assert dict(made.dropped) == {"source that occurs before": (1, "de-en-de-#4")}
+    assert dict(made.dropped) == {"source that occurs before": (2, "de-en-de-#4")}
     row = made.rows[1]
     assert row["prompt"] == [
         {"role": "user", "content": "Translate from German into English.\n\nBob zahlt 1.200 Franken."}
@@ -101,7 +101,7 @@ def test_pairs(folder):
     same = translation_pairs.read([str(folder)], Settings(same_numerals=True))
     assert same.counts() == {"de -> en": 3, "th -> en": 2} and same.dropped["numerals differ"] == (1, "th-en-th-#2")
     both = translation_pairs.read([str(folder)], Settings(direction="both", languages=("Thai",)))
-    assert both.counts() == {"th -> en": 3, "en -> th": 3}
+    assert both.counts() == {"th -> en": 3, "en -> th": 4}
     other = Settings(template="{text} = {target}?", pivot="de", languages=("en",))
     worded = translation_pairs.read([str(folder)], other)
     assert worded.rows[0]["prompt"][0]["content"] == "Ann has 3 apples. = German?"
