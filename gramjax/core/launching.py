@@ -17,9 +17,9 @@ from typing import Any
 from gramjax.core import chips
 from gramjax.core.errors import UserError
 
-SEVERAL = ("train", "evaluate", "annotate", "score", "select_layers")
+SEVERAL = ("train", "evaluate")
 """Verbs that run as one job of several processes."""
-ONE = ("generate", "serve", "run")
+ONE = ("score", "annotate", "select_layers", "generate", "serve", "run")
 """Verbs that use devices in one process."""
 
 PORT = 8476

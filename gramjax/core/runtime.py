@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import gramjax
+from gramjax.core import xla_flags
 from gramjax.core.errors import UserError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "ml-collections", "numpy", "tokenizers",
@@ -218,6 +219,7 @@ def start(compilation_cache: bool = True, distributed: str = "", expected: int =
     if alone:
         one_process(alone, distributed)
     plan = None if alone else distributed_plan(distributed, os.environ)
+    xla_flags.check_environment(os.environ)
     import jax
 
     if plan is not None:

@@ -111,6 +111,18 @@ def check(given: Mapping[str, str], platform: str) -> bool:
     return found is not None
 
 
+def check_environment(environment: Mapping[str, str]) -> None:
+    """Raise UserError naming the flags in XLA_FLAGS that XLA does not know: it would end the process without more ado.
+
+    A process is asked, which takes a second, unless there are only flags that are known to be taken.
+    """
+    given = parse(environment.get("XLA_FLAGS", ""))
+    table = {(flag.name, flag.value) for flag in TABLE if flag.platform == "gpu"}
+    simulated = ("xla_force_host_platform_device_count", given.get("xla_force_host_platform_device_count"))
+    if set(given.items()) - table - ({simulated} if str(simulated[1]).isdecimal() else set()):
+        check(given, "gpu")
+
+
 def unknown_to_xla(given: Mapping[str, str]) -> list[str]:
     """The flags that the installed jaxlib refuses; one process answers for all of them."""
     done = _process("import jax; jax.devices()", XLA_FLAGS=as_text(given))

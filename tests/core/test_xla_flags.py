@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from gramjax.core import xla_flags
+from gramjax.core import runtime, xla_flags
 from gramjax.core.errors import UserError
 
 
@@ -61,3 +61,22 @@ def test_report_says_what_is_set_otherwise_and_not_at_all():
     assert line.startswith(f"recommended: 2 of {len(rest) + 2} set, otherwise: {other.name}=odd (table: {other.value})")
     assert all(flag.name in line for flag in rest) and one.name not in line
     assert xla_flags.lines(xla_flags.report({}, "cpu")) == ["none set"]
+
+
+def test_an_unknown_flag_ends_a_job_before_it_starts_jax(monkeypatch):
+    """XLA would end the process; flags that are known to be taken cost no question."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1 --xla_gpu_made_up=1")
+    with pytest.raises(UserError, match="^XLA_FLAGS: this XLA does not take --xla_gpu_made_up=1$"):
+        runtime.start()
+    monkeypatch.setattr(xla_flags, "unknown_to_xla", lambda given: pytest.fail(f"asked about {given}"))
+    for known in ("", "--xla_force_host_platform_device_count=8", xla_flags.as_text(of("gpu"))):
+        xla_flags.check_environment({"XLA_FLAGS": known})
+
+
+def test_another_number_of_devices_than_asked_for_ends_a_job():
+    import jax
+
+    count = jax.device_count()
+    runtime.start(expected=count)
+    with pytest.raises(UserError, match=f"^--devices={count + 1}, but JAX finds {count} x cpu: gramjax doctor"):
+        runtime.start(expected=count + 1)
