@@ -178,8 +178,9 @@ def _same_length(found: Texts, languages: Sequence[str]) -> None:
     placed = [found.places[language] for language in languages if language in found.places]
     for name, count in placed[1:]:
         if count != placed[0][1]:
-            raise DataError(f"{placed[0][0]} has {placed[0][1]:,} rows and {name} has {count:,}: rows without ids are "
-                            "joined by their place, so files must be equally long (or give the rows an 'id')")  # fmt: skip
+            first, rows = placed[0]
+            raise DataError(f"{first} has {rows:,} rows and {name} has {count:,}: rows without ids are joined by their "
+                            "place, so files must be equally long (or give the rows an 'id')")  # fmt: skip
 
 
 def chosen(found: Texts, languages: Sequence[str], where: str) -> tuple[str, ...]:

@@ -20,7 +20,6 @@ from typing import Any
 
 from gramjax.core.errors import DataError, UserError
 
-
 LONGEST_LINE = 256 * 2**20
 """Bytes of one line; a file whose lines are longer holds no JSON lines."""
 LARGEST_WHOLE = 4 * 2**30
