@@ -62,7 +62,8 @@ def _recipe(source: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     split = rest[0] if rest else "train"
     if split not in module.SPLITS:
         raise UserError(f"{source!r}: no split {split!r} (there are: {', '.join(module.SPLITS)})")
-    size, seed = (*numbers, *(module.SPLITS[split], 0)[len(numbers) :])
+    size = numbers[0] if numbers else module.SPLITS[split]
+    seed = numbers[1] if len(numbers) > 1 else 0
     facts = {"name": f"recipe:{name}:{split}" + (f":{size}:{seed}" if seed else ""), "size": size}
     return module.rows(split=split, size=size, seed=seed), {**facts, "sha256": module.VERSION}
 

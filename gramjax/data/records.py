@@ -129,7 +129,8 @@ def parse(text: str) -> Any:
     except RecursionError:
         raise BadRecord("invalid JSON", "nested too deeply") from None
     except ValueError:  # Python refuses to read it, since that takes quadratic time
-        raise BadRecord("invalid JSON", f"holds a whole number of more than {sys.get_int_max_str_digits()} digits") from None
+        most = sys.get_int_max_str_digits()
+        raise BadRecord("invalid JSON", f"holds a whole number of more than {most} digits") from None
     if "\\" in text:
         try:
             _check_text(value)

@@ -40,8 +40,8 @@ OWN_COLUMNS = ("prompt", "chosen", "rejected", "completion", "completions", "lab
                "responses", "rationale")  # fmt: skip
 """The columns that decide the type of a row."""
 
-TEMPLATE_OWN = ("messages", "add_generation_prompt", "generation_prompt", "tools", "prompt", "answer", "answers", "turns",
-                "self", "bos_token", "eos_token", "pad_token", "unk_token")  # fmt: skip
+TEMPLATE_OWN = ("messages", "add_generation_prompt", "generation_prompt", "tools", "prompt", "answer", "answers",
+                "turns", "self", "bos_token", "eos_token", "pad_token", "unk_token")  # fmt: skip
 """What a chat template is given by us: no row may replace it through `chat_template_kwargs`."""
 
 LIKELY_PROMPTS = ("question", "instruction", "query", "input", "problem", "context")

@@ -129,7 +129,8 @@ def _environment() -> Any:
             __context.resolve("_budget").spend()
             if any(isinstance(value, int) and abs(value) > MAX_ROUNDS for value in (*args, *kwargs.values())):
                 raise _TooMuch("the chat template calls a function with a number that is too large")
-            owner, name = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None), getattr(__obj, "__name__", "")
+            method = getattr(__obj, "__wrapped__", __obj)
+            owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
             if isinstance(owner, str) and name in ("replace", "join", "translate", "expandtabs"):
                 grows(owner, args)
             elif isinstance(owner, str) and name in ("format", "format_map") and WIDTH.search(owner):

@@ -81,7 +81,8 @@ def _map(path: Path) -> dict[str, np.ndarray]:
             if name == "__metadata__":
                 continue
             begin, end = entry["data_offsets"]
-            if not 0 <= begin <= end <= path.stat().st_size - 8 - length or end - begin != 4 * math.prod(entry["shape"]):
+            room = path.stat().st_size - 8 - length
+            if not 0 <= begin <= end <= room or end - begin != 4 * math.prod(entry["shape"]):
                 raise ValueError(f"{name} does not lie where the header says")
             if entry["dtype"] != "F32":
                 raise DataError(f"{path}: {name} is {entry['dtype']}; vectors are F32")
