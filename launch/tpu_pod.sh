@@ -3,8 +3,9 @@
 #
 #   launch/tpu_pod.sh --name=mine --zone=us-west4-a train --config=NAME --workdir=/shared/runs/NAME
 #
-# Copies this checkout to all workers, installs it, starts the command there with --distributed=auto, and shows what they
-# print. They go on when the connection ends. The folder of the run lies on a disk that all of them share.
+# Copies this checkout to all workers, installs it, starts the command there and shows what they print: one job of all
+# for train and evaluate (--distributed=auto); other verbs need a slice of one worker. They go on when the connection
+# ends. The folder of the run lies on a disk that all of them share.
 #
 #   --project=P                        instead of gcloud's default
 #   --create=TYPE --runtime=VERSION    first ask for the slice (v5litepod-16, ...) as a queued resource, wait for it
@@ -33,7 +34,7 @@ while [[ $# -gt 0 ]]; do
     --env=*=*) environment+=("${1#*=}") ;;
     --spot | --dry_run) declare "${1#--}=yes" ;;
     --follow | --stop | --delete) action=${1#--} ;;
-    -h | --help) sed -n '2,17s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 0 ;;
     -*) fail "unknown option $1 (--help)" ;;
     *) command=("$@"); break ;;
   esac
@@ -44,6 +45,7 @@ done
 [[ $action == start || ${#command[@]} -eq 0 ]] || fail "--$action takes no verb: ${command[*]}"
 [[ -z $type || -n $runtime ]] || fail "--create=$type needs --runtime=VERSION, the software of its workers"
 [[ -z $spot || -n $type ]] || fail "--spot belongs to --create=TYPE"
+case ${command[0]:-} in train | evaluate) command+=(--distributed=auto) ;; esac
 where=("--zone=$zone" --quiet)
 if [[ -n $project ]]; then where+=("--project=$project"); fi
 
@@ -90,7 +92,7 @@ copy() { # what git knows of, and new files that it does not ignore
     printf '{\ncd gramjax\n'
     for variable in ${environment[@]+"${environment[@]}"}; do printf 'export %q\n' "$variable"; done
     printf '../gramjax.venv/bin/gramjax'
-    printf ' %q' "${command[@]}" --distributed=auto
+    printf ' %q' "${command[@]}"
     printf ' &\necho $! > ../gramjax.pid\nwait $!\necho $? > ../gramjax.code\nexit\n}\n'
   } > "$packed/gramjax.start"
   run gcloud compute tpus tpu-vm scp "$packed/gramjax.tgz" "$packed/gramjax.start" "$name:" "${where[@]}" --worker=all

@@ -6,7 +6,6 @@ their blanks are filled in. The number of devices that was asked for goes into t
 
 import dataclasses
 import json
-import math
 import re
 import shlex
 import string
@@ -227,7 +226,7 @@ def tpu(options: Tpu, command: Command) -> Rendered:
         python="" if options.python == "python3" else options.python,
     )  # fmt: skip
     given += [f"--env={name}={value}" for name, value in command.variables.items()]
-    words = expecting(command, topology.count, math.inf)
+    words = expecting(command, topology.count, hosts_of(topology)[0])
     if command.value("distributed"):
         raise UserError("--distributed: tpu_pod.sh gives it")
     return shell_command("tpu_pod.sh", given, words, {})
@@ -300,7 +299,7 @@ def hosts_of(topology: chips.Topology) -> tuple[int, int]:
     return topology.count // most, most
 
 
-def expecting(command: Command, devices: int, processes: float) -> list[str]:
+def expecting(command: Command, devices: int, processes: int) -> list[str]:
     """The words of the command, verb first, with the number of devices that there must be (0: not known).
 
     Raises UserError for a verb that is one process where several would run it.

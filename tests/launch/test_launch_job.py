@@ -57,6 +57,13 @@ def test_tpu(capsys):
         assert words[-1] == f"--devices={devices}"
 
 
+def test_a_verb_of_one_process_runs_on_a_slice_of_one_worker(capsys):
+    words = ["tpu", "--name=a", "--zone=b", "score", "--config=score", "--workdir=x"]
+    assert command_of(printed(capsys, *words, "--topology=v5e:2x4"))[-1] == "--devices=8"
+    with pytest.raises(UserError, match="score is one process; several run train, evaluate"):
+        launch.main([*words, "--topology=v5e:4x4"])
+
+
 def test_every_option_of_a_command_line_is_one_of_its_script(capsys):
     """The words that come before the verb are taken by the script: it says so in its `case`."""
     given = {"gpu": ["--processes=2", "--port=1"],
