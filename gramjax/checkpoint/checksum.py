@@ -24,6 +24,7 @@ def _mix(x: jax.Array) -> jax.Array:
 
 @jax.jit
 def sums(array: jax.Array) -> jax.Array:
+    """The two words of the checksum, and how many elements are NaN or infinite."""
     if array.dtype == jnp.bool_:
         array = array.astype(jnp.uint8)
     words = jax.lax.bitcast_convert_type(array, WORDS[array.dtype.itemsize]).astype(jnp.uint32)
@@ -50,4 +51,7 @@ def checksums(leaves: Mapping[str, jax.Array], not_finite: set[str] | None = Non
         found[name] = sums(leaf)
         if jax.default_backend() == "cpu":  # simulated devices share threads: several reductions in flight can lock up
             found[name].block_until_ready()
-    return {name: "".join(f"{int(word):08x}" for word in np.asarray(value)) for name, value in found.items()}
+    words = {name: np.asarray(value) for name, value in found.items()}
+    if not_finite is not None:
+        not_finite.update(name for name, (*_, bad) in words.items() if bad)
+    return {name: f"{int(first):08x}{int(second):08x}" for name, (first, second, _) in words.items()}
