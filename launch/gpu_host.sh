@@ -70,7 +70,14 @@ left=("${pids[@]}")
 while [[ ${#left[@]} -gt 0 ]]; do
   wait -n -p ended "${left[@]}"
   status=$?
-  if [[ -z ${ended:-} ]]; then continue; fi # a signal woke us; the processes are still there
+  if [[ -z ${ended:-} ]]; then # a signal woke us, or one ended while we were not looking (bash forgets it for wait -n)
+    for pid in "${left[@]}"; do
+      if ! kill -0 "$pid" 2>/dev/null; then ended=$pid && break; fi
+    done
+    if [[ -z ${ended:-} ]]; then continue; fi
+    wait "$ended"
+    status=$?
+  fi
   for i in "${!left[@]}"; do
     if [[ ${left[i]} == "$ended" ]]; then unset 'left[i]'; fi
   done
