@@ -18,14 +18,18 @@ from gramjax.core.writer import read_metrics
 from gramjax.models import decoder
 
 ROOT = Path(__file__).parent.parent.parent
+HERE = Path(__file__).parent
 TINY = str(ROOT / "tests" / "jobs" / "tiny.py")
 STEPS = 150
-SETTINGS = [f"--config.train.steps={STEPS}", "--config.train.save_every=10", "--config.train.evaluate=False"]
+SETTINGS = [f"--config.train.steps={STEPS}", "--config.train.save_every=10", "--config.train.eval_every=50",
+            "--config.evals.preference.batch_size=8", "--config.evals.preference.share=False",
+            "--config.safety.check_replicas_every=25"]  # fmt: skip
 
 
-def environment(devices=1):
+def environment(devices=1, fault=""):
+    """Variables of a job on a CPU. `gramjax` is the one of this checkout that can be given faults."""
     return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHON": sys.executable, "GRAMJAX_GRACE": "1",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{HERE / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}", "GRAMJAX_FAULT": fault,
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}  # fmt: skip
 
 
@@ -35,12 +39,27 @@ def with_defaults(settings):
     return [*(default for default in SETTINGS if default.partition("=")[0] not in names), *settings]
 
 
-def launch(workdir, *settings, log):
-    """The launcher with two processes, in a session of its own."""
-    script = ROOT / "launch" / "gpu_host.sh"
-    given = with_defaults(settings)
-    command = [str(script), "--processes=2", "train", f"--config={TINY}", f"--workdir={workdir}", *given]
-    return subprocess.Popen(command, env=environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+def launch(workdir, *settings, log, fault=""):
+    """The launcher with two processes that train, in a session of its own."""
+    return launch_verb("train", f"--config={TINY}", f"--workdir={workdir}", *with_defaults(settings), log=log,
+                       fault=fault)  # fmt: skip
+
+
+def launch_verb(*words, log, fault=""):
+    """The launcher with two processes of any verb."""
+    command = [str(ROOT / "launch" / "gpu_host.sh"), "--processes=2", *words]
+    where = environment(fault=fault)
+    return subprocess.Popen(command, env=where, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def finished(job, log):
+    """Exit code of a launcher, and what was printed."""
+    try:
+        code = job.wait(300)
+    finally:
+        end(job)
+    log.flush()
+    return code, Path(log.name).read_text()
 
 
 def end(job):
@@ -50,6 +69,11 @@ def end(job):
     except ProcessLookupError:
         pass
     job.wait()
+
+
+def lines_in(workdir):
+    """Step, loss and evaluation of every line of metrics."""
+    return [(e["step"], e.get("loss"), e.get("eval/preference/nll")) for e in read_metrics(workdir / "metrics.jsonl")]
 
 
 def steps_in(workdir):
@@ -99,38 +123,72 @@ def alone(tmp_path_factory):
     return undisturbed(tmp_path_factory.mktemp("alone") / "run")
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes under /proc")
-def test_a_killed_and_a_stopped_run_end_as_an_undisturbed_one(alone, tmp_path):
-    """SIGKILL of one process, then SIGTERM of the launcher, then to the end: always the same command."""
+def test_a_run_that_is_killed_and_stopped_again_and_again_ends_as_an_undisturbed_one(alone, tmp_path):
+    """F2, F3, F4, F5, F22: SIGKILL of either process while it saves, SIGTERM to one of them in an evaluation and to the
+    launcher in a step, a folder that is in use; then to the end: always the same command."""
     run = tmp_path / "run"
     with (tmp_path / "log").open("w") as log:
+        code, text = finished(launch(run, log=log, fault="kill@save20:1"), log)
+        assert code == 128 + 9 and "process 1 ended with 137" in text, text[-3000:]
+        assert max(state.steps_of(run), default=0) <= 20
+
+        code, text = finished(launch(run, log=log, fault="term@eval50:1"), log)
+        assert code == 75 and "in the evaluation of step 50; it is saved" in text, text[-3000:]
+        assert max(state.steps_of(run)) == 50 == max(steps_in(run))
+        assert all(evaluated is None for _, _, evaluated in lines_in(run)), "half an evaluation is none"
+
+        code, text = finished(launch(run, log=log, fault="kill@save80:0"), log)
+        assert code == 128 + 9 and "process 0 ended with 137" in text, text[-3000:]
+        assert 50 <= max(state.steps_of(run)) <= 80 and state.verify(run, max(state.steps_of(run))) == []
+
+        (run / "run.lock").unlink()
+        with state.RunLock(run):
+            code, text = finished(launch(run, log=log), log)
+            assert code == 2 and f"is in use by process {os.getpid()}" in text, text[-3000:]
+
         job = launch(run, log=log)
-        try:
-            wait_for_step(job, run, 12, log)
-            while not state.steps_of(run):  # saved in the background
-                assert job.poll() is None, Path(log.name).read_text()[-3000:]
-                time.sleep(0.02)
-            os.kill(workers(job)[1], signal.SIGKILL)
-            assert job.wait(120) not in (0, 75)
-            assert max(state.steps_of(run)) < STEPS
+        wait_for_step(job, run, max(steps_in(run)) + 10, log)
+        job.send_signal(signal.SIGTERM)
+        code, text = finished(job, log)
+        assert code == 75, text[-3000:]
+        stopped = max(state.steps_of(run))
+        assert stopped < STEPS and max(steps_in(run)) == stopped
 
-            job = launch(run, log=log)
-            wait_for_step(job, run, max(steps_in(run)) + 10, log)
-            job.send_signal(signal.SIGTERM)
-            assert job.wait(120) == 75, Path(log.name).read_text()[-3000:]
-            stopped = max(state.steps_of(run))
-            assert stopped < STEPS and max(steps_in(run)) == stopped
-
-            job = launch(run, log=log)
-            assert job.wait(300) == 0, Path(log.name).read_text()[-3000:]
-        finally:
-            end(job)
+        code, text = finished(launch(run, log=log), log)
+        assert code == 0, text[-3000:]
+    assert lines_in(run) == lines_in(alone)
     assert steps_in(run) == list(range(1, STEPS + 1))
     want, got = params_of(alone), params_of(run)
     for path in want:
         np.testing.assert_array_equal(got[path], want[path], err_msg=path)
-    losses = [[entry["loss"] for entry in read_metrics(r / "metrics.jsonl") if "loss" in entry] for r in (alone, run)]
-    assert losses[0] == losses[1]
+
+
+def test_a_bug_in_one_process_and_a_process_that_stands_still_end_the_job(tmp_path):
+    """F12: the traceback of the one that failed is there, the other does not wait for it. F11: a peer that is alive and
+    stuck is noticed by nobody but a watchdog."""
+    short = ["--config.train.steps=20", "--config.train.evaluate=False", "--config.train.save_every=0"]
+    with (tmp_path / "bug").open("w") as log:
+        code, text = finished(launch(tmp_path / "run", *short, log=log, fault="raise@step3:1"), log)
+    assert code == 1 and "RuntimeError: broken on purpose" in text and "process 1 ended with 1" in text, text[-3000:]
+    watched = [*short, "--config.safety.watchdog_seconds=3.0", "--config.safety.watchdog_factor=1.0"]
+    with (tmp_path / "stuck").open("w") as log:
+        code, text = finished(launch(tmp_path / "run", *watched, log=log, fault="sleep@step5:1"), log)
+    assert code == 77 and "nothing moved for" in text and "where every thread stands" in text, text[-3000:]
+
+
+def test_evaluate_in_two_processes_writes_what_one_writes(alone, tmp_path):
+    """One writer, the same bytes; and a verb that several processes cannot share says so in all of them."""
+    settings = ["--config=evaluate", f"--config.model.path={alone}", "--config.evals.preference.batch_size=8"]
+    rows = "--config.data.path=recipe:word_translation:valid:40"
+    one, two = tmp_path / "one", tmp_path / "two"
+    command = [sys.executable, "-m", "gramjax", "evaluate", *settings, rows, f"--workdir={one}"]
+    done = subprocess.run(command, env=environment(2), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with (tmp_path / "log").open("w") as log:
+        code, text = finished(launch_verb("evaluate", *settings, rows, f"--workdir={two}", log=log), log)
+        assert code == 0 and text.count("results  ") == 1, text[-3000:]
+    for name in ("preference.json", "preference.rows.jsonl"):
+        assert (one / "eval" / name).read_bytes() == (two / "eval" / name).read_bytes()
 
 
 def pair(commands):
@@ -178,23 +236,40 @@ def test_a_file_that_one_host_lacks_stops_all_with_its_error(tmp_path):
     assert all(".gone" in text for text in texts) and "process 1 of 2" in texts[0]
 
 
+REWARD = '''
+import os, pathlib, signal, time
+
+def digits(completions, **kwargs):
+    mark = pathlib.Path(os.environ.get("GRAMJAX_MARK", "/"))
+    step, number = kwargs["trainer_state"].global_step, os.environ.get("JAX_PROCESS_ID")
+    if step == 1 and number == "1" and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(4)  # the rewards are waited for while the signal is there
+    return [sum(c.isdigit() for c in text) / 4 for text in completions]
+'''
+
+
 def test_rollouts_of_two_processes_are_those_of_one(tmp_path):
-    """Each draws its share of the groups; the rewards of every step and the policy at the end are the same."""
+    """Each rewards its share of the groups; the rewards of every step and the policy at the end are the same. F5: a
+    request to stop while rewards are computed ends both, and the same command goes on."""
     rewards = tmp_path / "rewards.py"
-    body = "return [sum(c.isdigit() for c in t) / 4 for t in completions]"
-    rewards.write_text(f"def digits(completions, **kwargs):\n    {body}\n")
+    rewards.write_text(REWARD)
     config = [f"--config={ROOT / 'tests' / 'jobs' / 'tiny_grpo.py'}:{rewards}", "--config.train.steps=3"]
     one, two = tmp_path / "one", tmp_path / "two"
     command = [sys.executable, "-m", "gramjax", "train", *config, f"--workdir={one}"]
     done = subprocess.run(command, env=environment(2), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    script = [str(ROOT / "launch" / "gpu_host.sh"), "--processes=2", "train", *config, f"--workdir={two}"]
-    with (tmp_path / "log").open("w") as log:
-        job = subprocess.Popen(script, env=environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            assert job.wait(300) == 0, Path(log.name).read_text()[-3000:]
-        finally:
-            end(job)
+    os.environ["GRAMJAX_MARK"] = str(tmp_path / "mark")
+    try:
+        with (tmp_path / "log").open("w") as log:
+            code, text = finished(launch_verb("train", *config, f"--workdir={two}", log=log), log)
+            assert code == 75 and "stopped on request in waiting for rewards" in text, text[-3000:]
+            assert state.steps_of(two) == [1]
+            code, text = finished(launch_verb("train", *config, f"--workdir={two}", log=log), log)
+            assert code == 0, text[-3000:]
+    finally:
+        del os.environ["GRAMJAX_MARK"]
     logs = [read_metrics(run / "metrics.jsonl") for run in (one, two)]
     found = [[(entry["step"], entry["reward"]) for entry in log if "loss" in entry] for log in logs]
     assert found[0] == found[1] and len(found[0]) == 3 and any(reward for _, reward in found[0])
