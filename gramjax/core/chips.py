@@ -95,6 +95,8 @@ def prepare(topology: Topology) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # these two only keep it from complaining
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     if topology.platform != "tpu":
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={topology.count}".strip()

@@ -1,0 +1,126 @@
+"""What fits where: programs of named models compiled for TPU slices that need not exist; the table of docs/scale.md.
+
+    python benchmarks/scale.py [--models llama31_8b,...] [--uses full,...] [--topologies v5e:4x4,...] [--largest]
+    python benchmarks/scale.py --table          writes the table of docs/scale.md from the file of results
+
+Every cell is `gramjax plan --json` in a process of its own; results are kept in benchmarks/results/scale.json, and what
+is there is not compiled again. One sequence of 2,048 tokens per device, then, with --largest, the most that fit: guessed
+from the memory of the first, and verified by compiling it.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import measure
+
+from gramjax.core import chips
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "scale.json"
+PAGE = ROOT / "docs" / "scale.md"
+BEGIN, END = "<!-- table -->", "<!-- end of table -->"
+MODELS = {"qwen3_1_7b": "Qwen3-1.7B", "llama31_8b": "Llama-3.1-8B", "qwen3_14b": "Qwen3-14B",
+          "llama31_70b": "Llama-3.1-70B"}  # fmt: skip
+USES = {"full": "full tuning", "selective": "15 % of the layers", "lora": "LoRA, rank 16",
+        "score": "scoring", "decode": "decoding"}  # fmt: skip
+TOPOLOGIES = ("v5e:4x4", "v5p:4x4x4", "v6e:8x8")
+FIELD = {"score": "score.batch_size", "decode": "generation.slots"}
+
+
+def plan(model: str, use: str, topology: str, count: int) -> dict[str, Any]:
+    """The budget of one program with `count` sequences."""
+    command = [sys.executable, "-m", "gramjax", "plan", f"--config=models/{model}:{use}", f"--topology={topology}",
+               "--json", "--no_advice", f"--config.{FIELD.get(use, 'train.batch_size')}={count}"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode not in (0, 2) or not done.stdout.strip():
+        raise SystemExit(f"scale: {' '.join(command[1:])} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    found = json.loads(done.stdout)
+    return {**found, "sequences": count, "libtpu": metadata.version("libtpu")}
+
+
+def larger(found: dict[str, Any], devices: int) -> int:
+    """A number of sequences that should just fit: what is not parameters or optimiser grows with it."""
+    fixed = found["parameters_gib"] + found["optimizer_gib"]
+    free, used = 0.97 * found["device_gib"] - fixed, found["peak_gib_per_device"] - fixed
+    each = max(free / max(used, 1e-3), 1.0)
+    per_device = found["sequences"] / devices * each
+    whole = math.floor(per_device) if per_device < 8 else 2 ** math.floor(math.log2(per_device))
+    return max(whole, 1) * devices
+
+
+def cell(model: str, use: str, topology: str, known: dict[str, Any], largest: bool) -> dict[str, Any]:
+    """One cell of the table; what is known is kept."""
+    devices = chips.parse(topology).count
+    out = dict(known)
+    if "one" not in out:
+        out["one"] = plan(model, use, topology, devices)
+    if largest and out["one"]["fits"] and "largest" not in out:
+        found, count = out["one"], larger(out["one"], devices)
+        while count > found["sequences"]:
+            tried = plan(model, use, topology, count)
+            if tried["fits"]:
+                found = tried
+                break
+            count = max(count - max(count // 4 // devices, 1) * devices, devices)
+        out["largest"] = found
+    return out
+
+
+def table(results: dict[str, Any]) -> list[str]:
+    """The rows of docs/scale.md."""
+    heads = ("model", "program", "slice", "sequences", "GiB per chip (of)", "collectives, GiB", "floor, s", "most that fit")
+    out = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, found in sorted(results["cells"].items(), key=lambda item: order(item[0])):
+        model, use, topology = name.split("/")
+        one, largest = found["one"], found.get("largest")
+        verdict = "" if one["fits"] else " **no**"
+        most = "not tried" if one["fits"] else "none"
+        if largest:
+            most = f"{largest['sequences']}: {largest['peak_gib_per_device']:.1f} GiB"
+        moved = f"{one['collective_gib_per_step']:.1f}" if one["fits"] else "–"
+        floor = f"{one['floor_step_seconds']:.3f}" if one["fits"] else "–"
+        out.append(
+            f"| {MODELS[model]} | {USES[use]} | {topology} | {one['sequences']} | {one['peak_gib_per_device']:.2f} "
+            f"({one['device_gib']}){verdict} | {moved} | {floor} | {most} |"
+        )
+    return out
+
+
+def order(name: str) -> tuple[int, ...]:
+    model, use, topology = name.split("/")
+    return list(MODELS).index(model), list(USES).index(use), chips.parse(topology).count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--uses", default=",".join(USES))
+    parser.add_argument("--topologies", default=",".join(TOPOLOGIES))
+    parser.add_argument("--largest", action="store_true", help="look for the most sequences that fit, too")
+    parser.add_argument("--table", action="store_true", help="write the table of docs/scale.md and stop")
+    arguments = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"cells": {}}
+    if not arguments.table:
+        results |= {"command": "python benchmarks/scale.py", "machine": measure.machine()}
+        for model in arguments.models.split(","):
+            for use in arguments.uses.split(","):
+                for topology in arguments.topologies.split(","):
+                    name = f"{model}/{use}/{topology}"
+                    known = results["cells"].get(name, {})
+                    results["cells"][name] = found = cell(model, use, topology, known, arguments.largest)
+                    measure.write(str(RESULTS), results)
+                    print(name, {key: (part["sequences"], part["peak_gib_per_device"], part["compile_seconds"])
+                                 for key, part in found.items()}, flush=True)  # fmt: skip
+    page = PAGE.read_text()
+    before, _, rest = page.partition(BEGIN)
+    PAGE.write_text(before + BEGIN + "\n" + "\n".join(table(results)) + "\n" + END + rest.partition(END)[2])
+
+
+if __name__ == "__main__":
+    main()
