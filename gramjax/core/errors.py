@@ -41,6 +41,8 @@ class DoNotRequeue(GramjaxError):
 class NotFinite(DoNotRequeue):
     """The loss, the gradients or the weights are NaN or infinite; nothing of it was saved."""
 
+    agreed = True
+
 
 STUCK = 77
 """Exit code of a process that its watchdog ended: nothing moved any more. Starting it again may help."""

@@ -1,7 +1,7 @@
 """`gramjax` with faults: `GRAMJAX_FAULT="KIND@PLACE[:RANK],..." faulty.py VERB ...` (RANK: of one process only).
 
 KIND: `term`, `int` and `kill` send this process a signal, `twice` SIGTERM two times, `sleep` stands still for ever,
-`raise` is a bug.
+`raise` is a bug. `nan` puts NaN into a row of the batch of a step (PLACE `batchN`).
 PLACE: `encode` (the first row is encoded), `compile` (the step is compiled), `stepN` (before the N-th step of this
 start), `evalN` (the second batch of the evaluation of step N; further batches take a while), `saveN` (the save of
 step N has begun and goes on in the background).
@@ -57,6 +57,7 @@ def install(planned: dict[str, str]) -> None:
     at_step = {int(place.removeprefix("step")): kind for place, kind in planned.items() if place.startswith("step")}
     at_eval = {int(place.removeprefix("eval")): kind for place, kind in planned.items() if place.startswith("eval")}
     at_save = {int(place.removeprefix("save")): kind for place, kind in planned.items() if place.startswith("save")}
+    batch, poisoned = pipeline.Pipeline.batch, {place for place in planned if place.startswith("batch")}
     encode, compile_step = pipeline.encode_rows, train.compile_step
     make_evaluator, batches, save = evaluation.make_evaluator, reading._batches, checkpoints.Checkpoints.save
     now = {"evaluation": -1}
@@ -68,6 +69,13 @@ def install(planned: dict[str, str]) -> None:
             return encode_one(row)
 
         return encode(rows, one, *args, **kwargs)
+
+    def batch_of(self, index):
+        made = batch(self, index)
+        for array in made.values() if f"batch{index + 1}" in poisoned else ():
+            if array.dtype.kind == "f":
+                array[0] = float("nan")
+        return made
 
     def compiled(*args):
         if "compile" in planned:
@@ -108,7 +116,7 @@ def install(planned: dict[str, str]) -> None:
 
     pipeline.encode_rows, train.compile_step = encode_rows, compiled
     evaluation.make_evaluator, reading._batches = evaluator, slow_batches
-    checkpoints.Checkpoints.save = killed_save
+    checkpoints.Checkpoints.save, pipeline.Pipeline.batch = killed_save, batch_of
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_two_processes import finished, launch
 
 from gramjax import cli
 from gramjax.checkpoint import manifest
@@ -181,3 +182,19 @@ def test_weights_that_are_not_finite_end_it_and_are_never_saved(tmp_path, monkey
         assert states.steps_of(tmp_path / folder) == []
     assert "3 bad steps in a row" in error and "the weights are bad themselves" in error
     assert json.loads((tmp_path / "late" / "config.json").read_text())["safety"]["max_bad_steps"] == 3
+
+
+def test_a_row_of_one_process_is_a_bad_step_of_all(tmp_path):
+    """Two real processes: only the second one's rows hold NaN; both skip the same steps and end at the same one."""
+    run = tmp_path / "run"
+    given = ["--config.train.steps=12", "--config.train.save_every=2", "--config.train.evaluate=False"]
+    with (tmp_path / "log").open("w") as log:
+        fault = ",".join(f"nan@batch{step}:1" for step in (2, 5, 6, 7))
+        code, said = finished(launch(run, *given, log=log, fault=fault), log)
+    assert code == 76, said
+    assert said.count("warning: step 2 is bad") == 1 and "3 bad steps in a row; step 7 is bad" in said
+    entries = {e["step"]: e["bad_steps"] for e in read_metrics(run / "metrics.jsonl")}
+    assert entries == {1: 0, 2: 1, 3: 0, 4: 0, 5: 1, 6: 1}
+    assert states.steps_of(run) == [2, 4, 6] and not states.verify(run, 6)
+    same = {name: total for name, total in leaves(run, 4).items() if name != "step"}
+    assert same.items() <= leaves(run, 6).items()
