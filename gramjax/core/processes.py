@@ -19,14 +19,14 @@ import numpy as np
 
 import gramjax
 from gramjax.core import runtime
-from gramjax.core.errors import DataError, GramjaxError, UserError
+from gramjax.core.errors import DataError, DoNotRequeue, GramjaxError, UserError
 
 T = TypeVar("T")
 
 ROOM = 2048
 """Bytes of a message from one process to the others; longer ones are cut."""
 
-KINDS: tuple[type[GramjaxError], ...] = (UserError, DataError, GramjaxError)
+KINDS: tuple[type[GramjaxError], ...] = (UserError, DataError, DoNotRequeue, GramjaxError)
 
 
 def together(action: Callable[[], T]) -> T:

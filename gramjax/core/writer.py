@@ -66,6 +66,22 @@ def rewind(path: str | Path, step: int, evaluated: bool = True) -> int:
     return len(entries) - len(kept)
 
 
+def last_step(path: str | Path) -> int:
+    """The last step in a `metrics.jsonl`; 0 when there is none. Reads the end of the file only."""
+    try:
+        with Path(path).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 2**16))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return 0
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            continue  # half a line
+    return 0
+
+
 def json_safe(value: Any) -> Any:
     """A value that strict JSON readers accept: NaN and infinities become null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,7 +12,7 @@ import jax
 
 from gramjax.checkpoint import state as checkpoints
 from gramjax.core import config as configs
-from gramjax.core import flags, folder, processes, progress, runtime, signals, spec, tree, watchdog
+from gramjax.core import flags, folder, processes, progress, runtime, signals, spec, tree, tries, watchdog
 from gramjax.core.errors import Preempted, UserError
 from gramjax.core.phases import phases
 from gramjax.core.safety import SafetySection
@@ -72,6 +72,7 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str, sto
         processes.by_the_first(
             lambda: folder.prepare(workdir, config, arguments.overrides, config.resume, config.overwrite)
         )
+        processes.by_the_first(lambda: held.enter_context(tries.Try(workdir, safety.max_crashes)))
         run = processes.together(lambda: setup.build_run(config))
         processes.agree("data", run.source.fingerprint())
         processes.by_the_first(lambda: describe_folder(run, workdir))

@@ -45,7 +45,7 @@ def disturb(run: Path, log, rng: random.Random, name: str) -> tuple[str, int]:
         two.end(job)
 
 
-SETTINGS = ("--config.train.steps=400", "--config.train.save_every=5")
+SETTINGS = ("--config.train.steps=400", "--config.train.save_every=5", "--config.safety.max_crashes=0")
 
 
 def main() -> int:
