@@ -68,8 +68,8 @@ def _walk(
         if operation == "while":
             body, condition = (re.search(rf"{part}=%?([\w.\-]+)", rest) for part in ("body", "condition"))
             if body and condition:
-                known = _TRIPS.search(rest)
-                trips = int(known[1]) if known else _trips(computations.get(condition[1], ()))
+                known, parts = _TRIPS.search(rest), (computations.get(found[1], ()) for found in (condition, body))
+                trips = int(known[1]) if known else _trips(*parts)
                 yield from _walk(computations, body[1], times * trips)
             continue
         for called in _CALLED.findall(rest):
@@ -108,13 +108,35 @@ def _size(kind: str, dimensions: str) -> float:
     return count * (1 if kind.startswith("f8") else WIDTHS.get(kind, 0))
 
 
-def _trips(condition: Sequence[str]) -> int:
-    """How often a loop runs whose condition compares a counter from 0 with a constant; 1 where it does not."""
-    for line in condition:
-        if " compare(" in line and "direction=LT" in line:
-            names = re.findall(r"%([\w.\-]+)", line.split(" compare(", 1)[1].partition(")")[0])
-            for other in condition:
-                found = _INSTRUCTION.match(other)
-                if found and found[1] in names and (value := re.search(r"constant\((\d+)\)", found[2])):
-                    return int(value[1])
-    return 1
+def _trips(condition: Sequence[str], body: Sequence[str]) -> int:
+    """How often a loop runs whose condition compares a counter that began at 0 with a constant; 1 where it does not.
+
+    The compiler unrolls loops: their counters then grow by more than 1.
+    """
+    limit, where = 0, ""
+    for names in (_operands(line, "compare") for line in condition if "direction=LT" in line):
+        for name in names:
+            rest = _definition(condition, name)
+            value, index = re.search(r"constant\((\d+)\)", rest), re.search(r"index=(\d+)", rest)
+            limit, where = int(value[1]) if value else limit, index[1] if index else where
+    if not limit:
+        return 1
+    next_values = [name for line in body if "ROOT" in line for name in _operands(line, "tuple")]
+    step = 1
+    if where and int(where) < len(next_values):
+        added = _operands(f" = {_definition(body, next_values[int(where)])}", "add")
+        constants = (re.search(r"constant\((\d+)\)", _definition(body, name)) for name in added)
+        step = next((int(value[1]) for value in constants if value), 1)
+    return -(-limit // max(step, 1))
+
+
+def _operands(line: str, operation: str) -> list[str]:
+    """The names in the brackets of an instruction of this operation."""
+    _, found, rest = line.partition(f" {operation}(")
+    return re.findall(r"%([\w.\-]+)", rest.partition(")")[0]) if found else []
+
+
+def _definition(lines: Sequence[str], name: str) -> str:
+    """What an instruction of a computation says after its name; "" when it is not there."""
+    found = (_INSTRUCTION.match(line) for line in lines)
+    return next((parts[2] for parts in found if parts and parts[1] == name), "")

@@ -66,11 +66,14 @@ TPU = """HloModule jit_step, is_scheduled=true
   %fusion.2 = f32[4,8]{1,0} fusion(%g), kind=kCustom, calls=%async_fusion.clone
   %cp = (f32[4,8]{1,0:T(8,128)}, f32[4,8]{1,0:T(8,128)}, u32[]{:S(2)}) collective-permute-start(%g), channel_id=7
   %cpd = f32[4,8]{1,0} collective-permute-done(%cp)
-  ROOT %t = (f32[4,8]{1,0}, u32[]) tuple(%cpd, %p)
+  %two = u32[]{:T(128)} constant(2)
+  %j = u32[]{:T(128)} get-tuple-element(%p), index=1
+  %next = u32[]{:T(128)} add(%j, %two), metadata={op_name="next"}
+  ROOT %t = (f32[4,8]{1,0}, /*index=1*/u32[]) tuple(%cpd, /*index=1*/%next)
 }
 
 %cond.1 (q: (f32[4,8], u32[])) -> pred[] {
-  %limit = u32[]{:T(128)} constant(6), metadata={op_name="limit"}
+  %limit = u32[]{:T(128)} constant(12), metadata={op_name="limit"}
   %q = (f32[4,8]{1,0}, u32[]) parameter(0)
   %i = u32[]{:T(128)} get-tuple-element(%q), index=1
   ROOT %less = pred[]{:T(512)} compare(%i, %limit), direction=LT
@@ -96,7 +99,7 @@ ENTRY %main (x: f32[4,8]) -> f32[4,8] {
 
 
 def test_text_of_a_tpu_program():
-    """A loop without a known count runs as often as its condition says; a collective in two fusions counts once."""
+    """A loop without a known count runs as often as its condition and step say; a collective in two fusions counts once."""
     found = collectives.bytes_by_kind(TPU)
     assert found["collective-permute"] == 6 * 4 * 8 * 4
     assert found["all-gather"] == 6 * 16 * 8 * 2
