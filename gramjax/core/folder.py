@@ -15,7 +15,7 @@ from gramjax.core import checks, runtime
 from gramjax.core.errors import UserError
 
 CONTENTS = ("config.json", "overrides.json", "env.json", "metrics.jsonl", "tb", "checkpoints",
-            "checkpoints-refused", "verified.json", "tries.json", "goodput.json", "samples", "eval",
+            "checkpoints-refused", "verified.json", "tries.json", "samples", "eval",
             "plots", "tokenizer", "data.json", "report.html", "DONE", "wandb",
             "rows.jsonl", "refused.jsonl", "summary.json", "steps", "rounds.json", "objective.json",
             "pass_rates.jsonl", "layers.json", "scores.csv",

@@ -116,9 +116,11 @@ class Writer:
         stream: TextIO | None = None,
         process_index: int | None = None,
         clock: Callable[[], float] = time.time,
+        beside: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
+        """`beside` gives numbers that are logged with every entry."""
         self.path = Path(workdir) / "metrics.jsonl"
-        self.total_steps, self.start_step, self.clock = total_steps, start_step, clock
+        self.total_steps, self.start_step, self.clock, self.beside = total_steps, start_step, clock, beside
         self.stream = sys.stdout if stream is None else stream
         self.active = (own_process() if process_index is None else process_index) == 0
         self.live = self.active and self.stream.isatty()
@@ -161,6 +163,7 @@ class Writer:
         """Log numbers of an optimiser step everywhere and move the progress line."""
         if not self.active:
             return
+        values = {**values, **self.beside()}
         entry = {"step": step, "time": round(self.clock(), 3), **{name: json_safe(v) for name, v in values.items()}}
         if self.file is not None:
             self.attempt("metrics.jsonl", lambda: self.append(json.dumps(entry, allow_nan=False) + "\n"))

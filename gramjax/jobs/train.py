@@ -12,11 +12,11 @@ import jax
 
 from gramjax.checkpoint import state as checkpoints
 from gramjax.core import config as configs
-from gramjax.core import flags, folder, processes, progress, runtime, signals, spec, tree, tries, watchdog
+from gramjax.core import flags, folder, goodput, processes, progress, runtime, signals, spec, tree, tries, watchdog
 from gramjax.core.errors import Preempted, UserError
 from gramjax.core.phases import phases
 from gramjax.core.safety import SafetySection
-from gramjax.core.writer import Writer, rewind
+from gramjax.core.writer import Writer, read_metrics, rewind
 from gramjax.data import readers
 from gramjax.models import lora
 from gramjax.training import evaluation, loop, reference, replicas, setup
@@ -66,6 +66,8 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str, sto
     with contextlib.ExitStack() as held:
         dog = held.enter_context(watchdog.Watchdog(safety.watchdog_seconds, safety.watchdog_factor))
         held.enter_context(progress.heard_by(progress.Listener(dog.begins, stopper(stop))))
+        clock = goodput.Clock()
+        held.enter_context(progress.heard_by(progress.Listener(clock.begins)))
         processes.agree_on_code()
         processes.agree("config", folder.as_dict(config), folder.differences)
         processes.by_the_first(lambda: held.enter_context(checkpoints.RunLock(workdir)))
@@ -95,11 +97,14 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str, sto
             safety.on_bad_step == "stop",
             safety.max_bad_steps,
         )
+        clock.rolls = run.rolls
+        if jax.process_index() == 0 and (workdir / "metrics.jsonl").exists():
+            clock.goes_on(read_metrics(workdir / "metrics.jsonl"), start_step)
         evaluated = bool(data.get("evaluated", True))
         if rows and not evaluated and jax.process_index() == 0 and evaluates(plan, start_step):
             rewind(workdir / "metrics.jsonl", start_step, evaluated=False)
         outputs = configs.section(config.log, configs.LogSection, "log")
-        with Writer(workdir, outputs, run.total_steps, start_step) as writer, saved:
+        with Writer(workdir, outputs, run.total_steps, start_step, beside=clock.numbers) as writer, saved:
             announce(writer, name, run, start_step)
             log: loop.Writer = writer
             if run.rolls:
@@ -113,6 +118,7 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str, sto
             evaluator = evaluation.make_evaluator(network.model, network.renderer, evals, ends, beside)
 
             def evaluate(step: int, state: Any) -> None:
+                progress.begins("an evaluation", slow=True)
                 results = evaluator(state["params"], rows, workdir / "eval", {"step": step})
                 writer.write(step, evaluation.numbers(results))
                 if step == run.total_steps:
@@ -128,6 +134,7 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str, sto
             def step(state: Any, batch: Any) -> tuple[Any, Any]:
                 state, metrics = compiled(state, batch)
                 dog.dispatched(metrics["loss"][0])
+                clock.dispatched(metrics["loss"][0])
                 return state, metrics
 
             state = loop.run(

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from gramjax.core import comparison as comparison_of_rows
-from gramjax.core import repeated
+from gramjax.core import goodput, repeated
 from gramjax.core.errors import UserError
+from gramjax.core.writer import duration
 from gramjax.plots import (
     adaptation,
     benchmarks,
@@ -120,7 +121,7 @@ def render(run: RunFiles, drawn: Sequence[Drawn], second: RunFiles | None, missi
     if run.rounds is not None:
         parts.append(rounds_page.sections(run.rounds))
     parts += [adaptation.sections(run.rounds), best_of_n.sections(run.evals), rollouts.sections(run)]
-    parts += [training_table(run), evaluation(run), data(run), environment(run), where(run, beside)]
+    parts += [training_table(run), times(run), evaluation(run), data(run), environment(run), where(run, beside)]
     body = "\n".join(part for part in parts if part)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -205,6 +206,24 @@ def training_table(run: RunFiles) -> str:
         title = f"<h3>Phase {e(name)}</h3>" if name else ("<h3>Last phase</h3>" if run.phases else "")
         out.append(title + table([heads.get(n, n) for n in columns], rows))
     return f"<h2>Training</h2>{''.join(out)}" if out else ""
+
+
+def times(run: RunFiles) -> str:
+    """Where the wall time of every phase went, over all its starts, and how many steps were bad."""
+    out = []
+    for name, phase in [*run.phases.items(), ("", run)]:
+        rows = goodput.table(phase.entries)
+        if not rows:
+            continue
+        last = next(entry for entry in reversed(phase.entries) if f"{goodput.PREFIX}share" in entry)
+        title = f"<h3>Phase {e(name)}</h3>" if name else ("<h3>Last phase</h3>" if run.phases else "")
+        starts = int(last.get(f"{goodput.PREFIX}starts") or 1)
+        bad = int(sum(entry.get("bad_steps") or 0 for entry in phase.entries))
+        notes = [f"{starts} starts"] * (starts > 1) + [f"{bad} bad steps were skipped"] * (bad > 0)
+        note = f"<p>{e(', '.join(notes))}</p>" if notes else ""
+        out.append(title + note + table(("time in", "", "share"), [(what, duration(s), f"{share:.1%}")
+                                                                  for what, s, share in rows]))  # fmt: skip
+    return f"<h2>Where the time went</h2>{''.join(out)}" if out else ""
 
 
 def evaluation(run: RunFiles) -> str:

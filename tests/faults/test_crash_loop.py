@@ -11,7 +11,7 @@ import pytest
 
 from gramjax import cli
 from gramjax.checkpoint import state as states
-from gramjax.core import tries
+from gramjax.core import goodput, tries
 from gramjax.core.errors import DataError, DoNotRequeue, GramjaxError, Preempted, UserError
 from gramjax.core.writer import last_step, read_metrics
 from gramjax.jobs import train as train_job
@@ -124,5 +124,14 @@ def test_a_training_that_fails_at_step_seven_each_time(tmp_path, monkeypatch, ca
     assert len(error.splitlines()) == 1 and not (folder / "run.lock").exists()
     monkeypatch.undo()
     assert run(folder, "--config.safety.max_crashes=0") == 0 and states.steps_of(folder)[-1] == 9
-    assert [entry["step"] for entry in read_metrics(folder / "metrics.jsonl")] == list(range(1, 10))
+    entries = read_metrics(folder / "metrics.jsonl")
+    assert [entry["step"] for entry in entries] == list(range(1, 10))
     assert tries.read(folder / "tries.json") == []
+    last = entries[-1]
+    assert last["goodput/starts"] == 4 and 0 < last["goodput/share"] < 1  # the one that was refused was no start
+    seconds = {name: last[f"goodput/{name}"] for name in ("steps", "startup", "compile", "saving")}
+    assert min(seconds.values()) > 0 and last["goodput/startup"] > entries[0]["goodput/startup"]
+    assert last["goodput/share"] == pytest.approx(
+        seconds["steps"] / sum(last.get(f"goodput/{cause}", 0.0) for cause in goodput.CAUSES), abs=1e-3
+    )
+    assert "Where the time went" in (page := (folder / "report.html").read_text()) and "4 starts" in page
