@@ -65,32 +65,32 @@ for ((i = 0; i < processes; i++)); do
 done
 
 # The first bad exit decides. A peer that lost its partner is aborted by the runtime (134): that says less than the cause.
+# Each is looked at in turn: `wait -n` forgets one of two processes that end at the same moment.
 code=0
-left=("${pids[@]}")
+left=("${!pids[@]}")
 while [[ ${#left[@]} -gt 0 ]]; do
-  wait -n -p ended "${left[@]}"
-  status=$?
-  if [[ -z ${ended:-} ]]; then # a signal woke us, or one ended while we were not looking (bash forgets it for wait -n)
-    for pid in "${left[@]}"; do
-      if ! kill -0 "$pid" 2>/dev/null; then ended=$pid && break; fi
-    done
-    if [[ -z ${ended:-} ]]; then continue; fi
-    wait "$ended"
-    status=$?
-  fi
-  for i in "${!left[@]}"; do
-    if [[ ${left[i]} == "$ended" ]]; then unset 'left[i]'; fi
-  done
-  left=("${left[@]}")
-  if [[ $status -ne 0 && $code -eq 0 ]]; then
-    code=$status
-    for i in "${!pids[@]}"; do
-      if [[ ${pids[i]} == "$ended" ]]; then echo "gpu_host.sh: process $i ended with $status" >&2; fi
-    done
-    if [[ $status -ne 75 && ${#left[@]} -gt 0 ]]; then
-      sleep "${GRAMJAX_GRACE:-5}" # time for the others to say why
-      kill -KILL "${left[@]}" 2>/dev/null
+  running=()
+  for i in "${left[@]}"; do
+    if kill -0 "${pids[i]}" 2>/dev/null; then
+      running+=("$i")
+      continue
     fi
+    wait "${pids[i]}"
+    status=$?
+    if [[ $status -ne 0 && $code -eq 0 ]]; then
+      code=$status
+      echo "gpu_host.sh: process $i ended with $status" >&2
+    fi
+  done
+  if [[ ${#running[@]} -gt 0 && $code -ne 0 && $code -ne 75 && -z ${given_time:-} ]]; then
+    given_time=yes
+    sleep "${GRAMJAX_GRACE:-5}" # time for the others to say why
+    for i in "${running[@]}"; do kill -KILL "${pids[i]}" 2>/dev/null; done
+  fi
+  left=(${running[@]+"${running[@]}"})
+  if [[ ${#left[@]} -gt 0 ]]; then
+    sleep 0.2 >/dev/null & # in the background: a signal is served at once
+    wait $!
   fi
 done
 exit "$code"

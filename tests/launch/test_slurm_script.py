@@ -18,7 +18,7 @@ WORDS = ["train", "--config=quickstart", "--config.data.train=('a b.jsonl', \"$H
 
 def run(stands, *words, **job):
     environment = {**os.environ, **JOB, **job, "PATH": stands.path()}
-    return subprocess.run(["bash", SCRIPT, *words], env=environment, capture_output=True, text=True)
+    return subprocess.run(["bash", SCRIPT, *words], env=environment, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture

@@ -143,6 +143,7 @@ def test_dry_run_only_prints(pod, stands):
     lines = [line.split()[:5] for line in said.splitlines() if line.startswith("gcloud")]
     assert [line[4] for line in lines] == ["create", "scp", "ssh", "ssh", "ssh"]
     assert "export A=b\\ c" in said and "--distributed=auto" in said
+    assert "--distributed" not in ended(pod("--dry_run", "convert", "a", "b"))
 
 
 @pytest.mark.parametrize(
