@@ -34,6 +34,11 @@ def test_configs_are_installed_inside_the_package(given):
     assert not any("__pycache__" in name for name in given["packages"])
 
 
+def test_launchers_are_installed_inside_the_package(given):
+    assert given["package_dir"]["gramjax.launch"] == "launch" and "gramjax.launch" in given["packages"]
+    assert given["package_data"] == {"": ["*"]}, "scripts and manifests are data"
+
+
 def test_one_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == gramjax.__version__

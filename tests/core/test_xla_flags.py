@@ -1,6 +1,7 @@
 """Every flag of the table is known to the compilers that are installed; one that is not is refused by name."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,13 @@ def test_the_table_says_each_flag_once_and_why():
     names = [flag.name for flag in xla_flags.TABLE]
     assert len(set(names)) == len(names) and all(flag.reason and flag.since for flag in xla_flags.TABLE)
     assert {flag.platform for flag in xla_flags.TABLE} == set(xla_flags.VARIABLES)
+
+
+def test_the_page_on_launching_shows_the_table():
+    page = (Path(__file__).parent.parent.parent / "launch" / "README.md").read_text()
+    for flag in xla_flags.TABLE:
+        assert f"| {flag.platform} | {flag.group} | `{flag.name}={flag.value}` | {flag.reason} |" in page
+    assert sum(line.startswith(("| gpu", "| tpu")) for line in page.splitlines()) == len(xla_flags.TABLE)
 
 
 def test_what_is_asked_for():

@@ -121,7 +121,7 @@ def test_a_request_to_stop_is_passed_on_once_and_waited_for(stands, tmp_path):
 
 TASKS = """while [[ $1 == --* ]]; do shift; done
 for i in 0 1; do
-  SLURM_NTASKS=2 SLURM_PROCID=$i SLURM_LOCALID=0 SLURM_STEP_NODELIST=127.0.0.1 SLURM_STEP_NUM_NODES=2 "$@" &
+  SLURM_NTASKS=2 SLURM_STEP_NUM_TASKS=2 SLURM_PROCID=$i SLURM_LOCALID=0 SLURM_STEP_NODELIST=127.0.0.1 SLURM_STEP_NUM_NODES=2 "$@" &
 done
 wait -n; first=$?; wait -n; second=$?
 exit $((first > second ? first : second))
