@@ -38,7 +38,9 @@ whose `draw(found, tables, folder)` makes its pictures out of `layers.json` and 
 says that it compares languages.
 """
 
-PARTS_OF_MODELS = ("attention", "block", "heads", "stack", "model", "rotary", "lora", "lisa", "sides", "splash")
+PARTS_OF_MODELS = (
+    "attention", "block", "heads", "stack", "model", "rotary", "lora", "lisa", "sides", "splash", "vocabulary",
+)  # fmt: skip
 """Files of `gramjax/models` that are parts of models, not models."""
 
 

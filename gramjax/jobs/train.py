@@ -16,6 +16,7 @@ from gramjax.core import flags, folder, goodput, processes, progress, runtime, s
 from gramjax.core.errors import Preempted, UserError
 from gramjax.core.phases import phases
 from gramjax.core.safety import SafetySection
+from gramjax.core.sharding import share_of_rows
 from gramjax.core.writer import Writer, read_metrics, rewind
 from gramjax.data import readers
 from gramjax.models import lora
@@ -96,6 +97,7 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str, sto
             safety.check_replicas_every,
             safety.on_bad_step == "stop",
             safety.max_bad_steps,
+            share_of_rows(run.network.mesh, jax.process_index())[1],
         )
         clock.rolls = run.rolls
         if jax.process_index() == 0 and (workdir / "metrics.jsonl").exists():

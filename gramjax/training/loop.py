@@ -54,6 +54,8 @@ class Plan:
     """End at the first bad step."""
     max_bad_steps: int = 3
     """End after so many bad steps in a row."""
+    shares: int = 0
+    """Parts of a batch that processes give (`sharding.share_of_rows`); 0: as many as processes."""
 
 
 def run(
@@ -81,7 +83,7 @@ def run(
     given it for its step, with the state of the source. `check` raises when the state cannot be trusted.
     """
     waiting: list[tuple[int, Any]] = []
-    meter = Meter(num_tokens)
+    meter = Meter(num_tokens, plan.shares or jax.process_count())
     bad = BadSteps(plan.stop_when_bad, plan.max_bad_steps, source.names)
     evaluated_at, saved_at = (start_step if evaluated else -1), start_step
 
@@ -163,13 +165,13 @@ def mean_metrics(steps: Iterable[Mapping[str, tuple[Any, Any]]]) -> dict[str, fl
 class Meter:
     """Tokens and wall time between log events; time in evaluation does not count."""
 
-    def __init__(self, num_tokens: int) -> None:
-        self.num_tokens = num_tokens
+    def __init__(self, num_tokens: int, shares: int = 1) -> None:
+        self.num_tokens, self._shares = num_tokens, shares
         self._tokens_at_last, self._time_at_last = num_tokens, time.perf_counter()
 
     def add(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Count the real tokens of a global batch (those of one process, times the processes)."""
-        self.num_tokens += int(np.count_nonzero(batch["segment_ids"])) * jax.process_count()
+        """Count the real tokens of a global batch (those of one process, times the shares that processes give)."""
+        self.num_tokens += int(np.count_nonzero(batch["segment_ids"])) * self._shares
 
     def pause(self) -> None:
         """Forget the time since the last log event."""

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from gramjax.core import config as configs
-from gramjax.core import plugins
+from gramjax.core import plugins, sharding
 from gramjax.core.errors import DataError, UserError
 from gramjax.core.reinforcement import GrpoSection, RewardSection
 from gramjax.data import pipeline, readers
@@ -51,6 +51,8 @@ def build_source(
     plug_ins = {name: (plugins.load("rewards", name), values) for name, values in config.rewards.items()}
     rewards = Rewards.open(plug_ins, combined, resources)
     combined = dataclasses.replace(combined, correct=combined.correct or rewards.correct)
+    if sharding.share_of_rows(network.mesh, jax.process_index())[1] != jax.process_count():
+        raise UserError("rollouts need rows for every process: keep config.mesh.tensor and context inside one")
     shards = network.mesh.shape["data"] * network.mesh.shape["fsdp"]
     steps = train.steps or int(train.epochs * len(prompts.rows) * grpo.iterations) // grpo.prompts_per_step
     if steps < 1:

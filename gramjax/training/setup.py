@@ -243,7 +243,7 @@ def build_run(config: Any) -> Run:
             config, network, objective_config, functools.partial(put, mesh)
         )
     else:
-        check_batch(train, mesh)
+        check_batch(train, mesh, data_section(config).max_length)
         source, objective_config, counts = _offline_source(config, network, objective, objective_config)
     counts["notes"] |= {name: [n, ""] for name, n in renderer.counts.items()}
 
@@ -339,8 +339,12 @@ def reference_model(model: Model, objective: ModuleType) -> Model:
     return dataclasses.replace(model, config=arch)
 
 
-def check_batch(train: configs.TrainSection, mesh: Mesh) -> None:
-    """Raise UserError when a batch does not divide into microbatches and devices."""
+def check_batch(train: configs.TrainSection, mesh: Mesh, length: int = 0) -> None:
+    """Raise UserError when a batch does not divide into microbatches and devices, or the length of its rows."""
+    if length % mesh.shape["context"]:
+        raise UserError(
+            f"config.data.max_length={length} does not divide over config.mesh.context={mesh.shape['context']}"
+        )
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     unit = shards * train.grad_accum
     if train.batch_size % unit:

@@ -29,7 +29,8 @@ def slices(count, side=4):
     """Chips of square slices, in an order that is not theirs; four to a host."""
     places = list(itertools.product(range(count), range(side), range(side)))
     chips = [
-        Chip(i, (x, y, 0), s * side * side // 4 + (x // 2) * side // 2 + y // 2, s) for i, (s, x, y) in enumerate(places)
+        Chip(i, (x, y, 0), s * side * side // 4 + (x // 2) * side // 2 + y // 2, s)
+        for i, (s, x, y) in enumerate(places)
     ]
     return [chips[i] for i in np.random.default_rng(0).permutation(len(chips))]
 

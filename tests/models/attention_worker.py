@@ -19,7 +19,11 @@ MESHES = {
     "length": config.MeshSection(data=1, fsdp=2, tensor=2, context=2),
     "heads do not divide": config.MeshSection(data=1, fsdp=2, tensor=4),
 }
-FORMS = {"rows and heads": ("xla", "splash"), "length": ("xla", "blocked", "splash"), "heads do not divide": ("splash",)}
+FORMS = {
+    "rows and heads": ("xla", "splash"),
+    "length": ("xla", "blocked", "splash"),
+    "heads do not divide": ("splash",),
+}
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 
 

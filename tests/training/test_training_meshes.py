@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+LINE = "Involuntary full rematerialization"
 WORKER = Path(__file__).parent / "mesh_worker.py"
 
 
@@ -47,4 +48,17 @@ def test_eight_devices_equal_one(one_device, mesh):
         np.testing.assert_allclose(found[objective]["total"], want["total"], rtol=1e-5, err_msg=objective)
     _, fsdp, tensor, _ = mesh
     assert found["cross_entropy"]["shard"] == [16 // fsdp, 24 // tensor]
-    assert "Involuntary full rematerialization" not in log
+    assert LINE not in log
+
+
+def test_no_involuntary_rematerialisation(tmp_path):
+    """Nothing in the compiler's log of the training step on any mesh; and the log does say it where it happens."""
+    environment = dict(
+        os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=8", JAX_COMPILATION_CACHE_DIR=str(tmp_path)
+    )  # what is read from a cache is not compiled, and says nothing
+    command = [sys.executable, str(WORKER.with_name("compile_worker.py"))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    logs = dict(part.split("\n", 1) for part in done.stderr.split("== ")[1:])
+    assert list(logs) == ["known case", "fsdp 8", "fsdp 4, tensor 2", "data 2, fsdp 2, context 2"]
+    assert [name for name, log in logs.items() if LINE in log] == ["known case"]
