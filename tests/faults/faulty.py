@@ -95,7 +95,7 @@ def install(planned: dict[str, str]) -> None:
         evaluate = make_evaluator(*args, **kwargs)
 
         def faulty_evaluate(params, rows, folder, facts):
-            now["evaluation"] = facts["step"]
+            now["evaluation"] = facts.get("step", -1)
             return evaluate(params, rows, folder, facts)
 
         return faulty_evaluate
