@@ -267,8 +267,10 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        # With an error of this process alone nobody else comes here, and to close is something that all do together.
+        if error is None or jax.process_count() == 1 or getattr(error, "agreed", False):
+            self.close()
 
     def steps(self) -> list[int]:
         """Committed steps, ascending."""
