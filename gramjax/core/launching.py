@@ -185,15 +185,16 @@ def slurm(options: Slurm, command: Command) -> Rendered:
     if options.mounts and not options.container:
         raise UserError("--mounts belongs to --container=IMAGE")
     processes = options.nodes * (options.gpus if options.processes == "per_gpu" else 1)
-    directives = [f"--job-name={options.name or command.label()}", f"--nodes={options.nodes}"]
+    directives = [f"--nodes={options.nodes}"]
     directives += given_options(**{
         "gpus-per-node": options.gpus, "cpus-per-task": options.cpus, "mem": options.memory, "time": options.time,
         "partition": options.partition, "account": options.account,
     })  # fmt: skip
-    directives += shlex.split(options.sbatch)
+    directives += shlex.split(options.sbatch)  # the last: they override those of the script
     text = (launch_folder() / "slurm.sh").read_text("utf-8")
-    lines = "\n".join(f"#SBATCH {shlex.quote(one_line(word))}" for word in directives)
-    text = filled(text, r"#SBATCH --job-name=.*", lines)
+    text = filled(text, r"#SBATCH --job-name=.*", directive(f"--job-name={options.name or command.label()}"))
+    last = "#SBATCH --open-mode=append"
+    text = filled(text, re.escape(last), "\n".join([last, *map(directive, directives)]))
     values = {"processes": options.processes, "container": options.container, "mounts": options.mounts}
     for name, value in values.items():
         text = filled(text, rf"{name}=.*", f"{name}={shlex.quote(value)}")
@@ -332,11 +333,11 @@ def filled(text: str, pattern: str, line: str) -> str:
     return out
 
 
-def one_line(text: str) -> str:
-    """A value that stands in a directive of a script. Raises UserError for one that would end the line."""
-    if any(character in text for character in "\n\r"):
-        raise UserError(f"{text!r} holds a line break")
-    return text
+def directive(word: str) -> str:
+    """A line of a script that SLURM reads an option from. Raises UserError for one that would end the line."""
+    if any(character in word for character in "\n\r"):
+        raise UserError(f"{word!r} holds a line break")
+    return f"#SBATCH {shlex.quote(word)}"
 
 
 def field_doc(record: type, name: str) -> str:

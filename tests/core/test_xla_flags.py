@@ -7,6 +7,7 @@ import pytest
 
 from gramjax.core import runtime, xla_flags
 from gramjax.core.errors import UserError
+from gramjax.jobs import doctor
 
 
 def of(platform):
@@ -29,6 +30,17 @@ def test_tpu_flags_are_known_to_its_compiler():
     """A line is compiled with each for a slice that need not exist."""
     refused = xla_flags.unknown_to_tpu({**of("tpu"), "xla_tpu_made_up": "1", "xla_tpu_scoped_vmem_limit_kib": "much"})
     assert [text.split(" (")[0] for text in refused] == ["--xla_tpu_made_up=1", "--xla_tpu_scoped_vmem_limit_kib=much"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: gramjax[plan]")
+def test_doctor_names_a_flag_that_libtpu_would_die_of(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_made_up=1 --xla_enable_async_all_gather=true")
+    assert doctor.main([]) == 2
+    said = capsys.readouterr().out.splitlines()
+    assert "xla flags  LIBTPU_INIT_ARGS: --xla_tpu_made_up=1 --xla_enable_async_all_gather=true" in said
+    (problem,) = [line for line in said if line.startswith("problem")]
+    assert "LIBTPU_INIT_ARGS: the TPU compiler does not take --xla_tpu_made_up=1" in problem
 
 
 def test_without_the_tpu_compiler_nothing_is_claimed(monkeypatch):

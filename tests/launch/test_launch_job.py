@@ -86,9 +86,9 @@ def test_slurm_script_runs_the_command_with_its_variables(capsys, stands, tmp_pa
     assert file.read_text() + f"# not submitted: add --submit, or sbatch {file}\n" == text
     directives = [shlex.split(line)[1] for line in text.splitlines() if line.startswith("#SBATCH")]
     assert directives == [
-        "--job-name=gramjax-quickstart", "--nodes=3", "--gpus-per-node=8", "--cpus-per-task=96", "--mem=500G",
-        "--time=24:00:00", "--partition=big", "--account=lab", "--qos=high", "--comment=two words", "--requeue",
-        "--signal=B:TERM@300", "--open-mode=append"]  # fmt: skip
+        "--job-name=gramjax-quickstart", "--requeue", "--signal=B:TERM@300", "--open-mode=append", "--nodes=3",
+        "--gpus-per-node=8", "--cpus-per-task=96", "--mem=500G", "--time=24:00:00", "--partition=big", "--account=lab",
+        "--qos=high", "--comment=two words"]  # fmt: skip
     lines = text.splitlines()
     last = max(i for i, line in enumerate(lines) if line.startswith("#SBATCH"))
     assert all(line.startswith("#") for line in lines[:last]), "SLURM reads no directive below a command"

@@ -119,9 +119,11 @@ def test_a_request_to_stop_is_passed_on_once_and_waited_for(stands, tmp_path):
     assert Path(f"{marks}.then").read_text().split()[-1] == "saved", "queued again before the state was saved"
 
 
-TASKS = """while [[ $1 == --* ]]; do shift; done
+TASKS = """export SLURM_NTASKS=2 SLURM_STEP_NUM_TASKS=2 SLURM_LOCALID=0
+export SLURM_STEP_NODELIST=127.0.0.1 SLURM_STEP_NUM_NODES=2
+while [[ $1 == --* ]]; do shift; done
 for i in 0 1; do
-  SLURM_NTASKS=2 SLURM_STEP_NUM_TASKS=2 SLURM_PROCID=$i SLURM_LOCALID=0 SLURM_STEP_NODELIST=127.0.0.1 SLURM_STEP_NUM_NODES=2 "$@" &
+  SLURM_PROCID=$i "$@" &
 done
 wait -n; first=$?; wait -n; second=$?
 exit $((first > second ? first : second))
