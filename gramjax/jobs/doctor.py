@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def problems(facts: dict[str, Any]) -> list[str]:
     out += [f"this folder: {problem}" for problem in [runtime.unwritable(Path.cwd())] if problem]
     if "error" in facts["devices"]:
         out.append(facts["devices"]["error"])
+    out += [facts["processes"]["error"]] if "error" in facts["processes"] else []
     out += [f"LIBTPU_INIT_ARGS: the TPU compiler does not take {flag}" for flag in facts["xla_flags"]["refused"]]
     return out
 
@@ -54,7 +56,23 @@ def gather() -> dict[str, Any]:
         out["devices"] = {"error": f"JAX does not start: {text.removeprefix('JAX does not start: ')}{hint}"}
     found = xla_flags.report(os.environ, out["devices"].get("backend", ""))
     out["xla_flags"] = {**found, "refused": refused}
+    out["processes"] = joining(os.environ)
     return out
+
+
+def joining(environment: Mapping[str, str]) -> dict[str, Any]:
+    """How a job that is started with these variables joins others, if nothing on its command line says so."""
+    try:
+        plan = runtime.distributed_plan("", environment)
+    except UserError as error:
+        return {"error": str(error)}
+    if plan is None:
+        return {"count": 1, "found": "one; several are started by gramjax launch"}
+    if "num_processes" in plan:
+        count, number, where = (plan[name] for name in ("num_processes", "process_id", "coordinator_address"))
+        return {"count": count, "found": f"{count} that meet at {where}, this is number {number} (JAX_PROCESS_ID)"}
+    tasks = int(environment["SLURM_NTASKS"])
+    return {"count": tasks, "found": f"{tasks} tasks of SLURM, this is number {environment['SLURM_PROCID']}"}
 
 
 def lines(facts: dict[str, Any]) -> list[str]:
@@ -70,6 +88,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
         ("gramjax", f"{facts['gramjax']}{commit}"),
         ("python", f"{facts['python']} on {facts['system']}, {facts['host']}"),
         ("devices", where),
+        ("processes", facts["processes"].get("found", "not clear: see below")),
         ("memory", f"{free['available']} of {free['total']} GiB free" if free else "unknown"),
         ("cpus", str(facts["cpus"])),
         ("versions", ", ".join(f"{name} {found}" for name, found in facts["versions"].items() if found)),

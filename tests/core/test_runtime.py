@@ -142,6 +142,17 @@ def test_doctor_survives_what_kills_jax(capsys, tmp_path, monkeypatch, name, val
     assert len(found["problems"]) == 1 and expected in found["problems"][0] and found["variables"][name] == value
 
 
+def test_doctor_says_how_processes_join():
+    """The variables of a launcher, whole, half and not there: what a job would do with them."""
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", runtime.STEP_TASKS: "4"}
+    by_hand = {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+    assert doctor.joining({}) == {"count": 1, "found": "one; several are started by gramjax launch"}
+    assert doctor.joining(slurm) == {"count": 4, "found": "4 tasks of SLURM, this is number 3"}
+    found = doctor.joining(by_hand)
+    assert found["count"] == 2 and "meet at host:1, this is number 1" in found["found"]
+    assert "JAX_NUM_PROCESSES missing" in doctor.joining({**by_hand, "JAX_NUM_PROCESSES": ""})["error"]
+
+
 def test_doctor_counts_problems(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
