@@ -8,7 +8,7 @@ put aside, the one before is used, and this is said.
 import contextlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,9 @@ from gramjax.core.errors import DataError, UserError
 __all__ = ["Checkpoints", "Restored", "RunLock", "read_run", "restore_params", "steps_of", "verify"]
 
 FOLDER, REFUSED, COMMITTED = "checkpoints", "checkpoints-refused", "commit_success.txt"
+MOST_FAILED = 3
+"""Saves in a row that may find the disk full; then the training ends."""
+
 GROUP_BYTES = 2**30
 """Leaves are restored, verified and cast in groups of about this size."""
 
@@ -33,6 +36,14 @@ GROUP_BYTES = 2**30
 def say(text: str) -> None:
     """Print a line for a person on standard error."""
     print(f"gramjax: {text}", file=sys.stderr)
+
+
+FULL = ("No space left", "RESOURCE_EXHAUSTED", "OUT_OF_RANGE", "quota", "File too large")
+"""What errors of a disk without room say: TensorStore's are ValueErrors, and a limit of the process is one too."""
+
+
+class DiskFull(UserError):
+    """A checkpoint was not written for want of room; older ones are whole."""
 
 
 class Restored(NamedTuple):
@@ -252,6 +263,10 @@ class Checkpoints:
         self.notes: list[str] = []
         self._log = log
         self._verified: set[int] = set()
+        self._failed = 0
+        self._under_way: int | None = None
+        self._remains: set[int] = set()
+        """Steps whose save found no room. Looked for more than once: threads of a save that failed may still write."""
         atomicity = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None,  # retention is ours: Orbax would delete a good step for a bad one
@@ -260,6 +275,7 @@ class Checkpoints:
             create=True,
         )
         (self.workdir / FOLDER).mkdir(parents=True, exist_ok=True)
+        processes.by_the_first(self._sweep)  # half of a save or of a delete that was killed
         self._manager = ocp.CheckpointManager((self.workdir / FOLDER).absolute(), options=options)
         # Orbax would ask for the agreed stop with numbers of its own, and the job could miss it (`processes.stopping`).
         self._manager.reached_preemption = lambda step: False  # type: ignore[method-assign]
@@ -289,11 +305,15 @@ class Checkpoints:
 
         The values are those at the call, also when the next step donates the buffers. `meta` should have `model`
         (the fields of the model config), and may have `data` (fingerprint), `mesh` and others that resume compares.
-        Raises UserError when the step exists or is older than the newest, and for a disk that is full.
+        A save for which the disk is too full is noted, and its remains are removed: the next may find room. Raises
+        UserError when the step exists or is older than the newest, and for the third save in a row without room.
         """
         import orbax.checkpoint as ocp
 
-        self.wait()
+        try:
+            self.wait()
+        except DiskFull as error:
+            self._goes_on_without(error)
         self._retain()
         leaves = {
             name: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
@@ -303,8 +323,13 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(tree.unflatten(leaves)), manifest=ocp.args.JsonSave(record)
         )
-        with self._disk(step):
-            saved = self._manager.save(step, args=items)
+        self._under_way = step
+        try:
+            with self._disk(step):
+                saved = self._manager.save(step, args=items)
+        except DiskFull as error:
+            self._goes_on_without(error)
+            return
         if not saved:
             raise UserError(
                 f"checkpoint {step} was not written: {self.workdir} already has the steps "
@@ -313,8 +338,36 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait until the last save is on disk; raises UserError when it failed."""
-        with self._disk(None):
-            self._manager.wait_until_finished()
+        if self._under_way is not None:
+            with self._disk(self._under_way):
+                self._manager.wait_until_finished()
+            self._under_way, self._failed = None, 0
+
+    def _goes_on_without(self, error: DiskFull) -> None:
+        """Count a save that found no room; raises its error when it was one too many in a row.
+
+        One of several processes raises it at once: the others may have found room, and wait for it.
+        """
+        self._failed += 1
+        if jax.process_count() > 1:
+            raise error
+        if self._failed >= MOST_FAILED:
+            raise DiskFull(f"{error}; {self._failed} saves in a row found no room: make some, and start again")
+        self._note(f"{error}; the training goes on")
+
+    @contextlib.contextmanager
+    def _disk(self, step: int) -> Iterator[None]:
+        """A save of a step, or the wait for it: raises DiskFull when there is no room."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            if not any(sign in str(error) for sign in FULL):
+                raise
+            self._under_way = None
+            self._remains.add(step)
+            raise DiskFull(
+                f"checkpoint {step} was not written: the disk of {self.workdir} is full, older ones are whole"
+            ) from error
 
     def close(self) -> None:
         """Finish the last save and drop old steps."""
@@ -381,8 +434,19 @@ class Checkpoints:
         processes.by_the_first(move)
         self._manager.reload()
 
+    def _sweep(self, steps: Collection[int] | None = None) -> None:
+        """Remove what is there of these steps, or of any, and was never committed."""
+        for path in (self.workdir / FOLDER).iterdir():
+            name = path.name.partition(".")[0]
+            known = name.isdigit() and (steps is None or int(name) in steps)
+            if known and path.is_dir() and not (path / COMMITTED).exists():
+                shutil.rmtree(path, ignore_errors=True)
+
     def _retain(self) -> None:
-        """Delete the oldest steps beyond `keep`, if one of those that stay is known to verify."""
+        """Delete what is left of saves that failed, and the oldest steps beyond `keep`, if one that stays verifies."""
+        if self._remains and jax.process_count() == 1:
+            self._sweep(self._remains)
+            self._manager.reload()
         steps = processes.shared(self.steps())
         old, kept = steps[: -self.keep], steps[-self.keep :]
         if not old:
@@ -399,16 +463,3 @@ class Checkpoints:
         processes.by_the_first(delete)
         self._verified -= set(old)
         self._manager.reload()
-
-    @contextlib.contextmanager
-    def _disk(self, step: int | None) -> Iterator[None]:
-        try:
-            yield
-        except (ValueError, OSError) as error:
-            text = str(error)
-            if any(sign in text for sign in ("No space left", "RESOURCE_EXHAUSTED", "OUT_OF_RANGE", "quota")):
-                what = f"checkpoint {step}" if step is not None else "the last checkpoint"
-                raise UserError(
-                    f"{what} was not written: the disk of {self.workdir} is full, older ones are whole"
-                ) from error
-            raise
