@@ -6,6 +6,7 @@ their blanks are filled in. The number of devices that was asked for goes into t
 
 import dataclasses
 import json
+import math
 import re
 import shlex
 import string
@@ -158,6 +159,26 @@ def platform(target: str, options: Any) -> str:
     return chips.parse(options.topology).platform if target in ("tpu", "gke") else "gpu"
 
 
+def devices_of(options: Any) -> int:
+    """How many devices a target has with these options; 0: not known."""
+    if isinstance(options, Gpu):
+        return options.gpus or (options.processes if options.processes > 1 else 0)
+    if isinstance(options, Slurm):
+        return options.nodes * options.gpus
+    return chips.parse(options.topology).count * getattr(options, "slices", 1) if options.topology else 0
+
+
+def check_mesh(mesh: Mapping[str, Any], options: Any) -> None:
+    """Raise UserError for a `config.mesh` that does not go with the devices of a target: it would end the job there."""
+    sizes = {axis: size for axis, size in mesh.items() if axis != "slices"}
+    known, devices = math.prod(size for size in sizes.values() if size != -1), devices_of(options)
+    if devices and (devices % known if -1 in sizes.values() else devices != known):
+        raise UserError(f"config.mesh {sizes} does not go with the {devices} devices that are asked for")
+    slices = getattr(options, "slices", 1)
+    if devices and isinstance(options, Gke) and mesh.get("slices", 1) != slices:
+        raise UserError(f"--slices={slices}, but config.mesh.slices={mesh['slices']}: give the same number")
+
+
 def render(target: str, options: Any, command: Command) -> Rendered:
     """The text for a target of `TARGETS` and an instance of its options."""
     renderers: dict[str, Callable[[Any, Command], Rendered]] = {"gpu": gpu, "slurm": slurm, "tpu": tpu, "gke": gke}
@@ -172,7 +193,7 @@ def gpu(options: Gpu, command: Command) -> Rendered:
     if options.port and not several:
         raise UserError(f"--port={options.port} is where several processes meet (--processes)")
     given = given_options(processes=options.processes if several else 0, port=options.port)
-    words = expecting(command, options.gpus or (options.processes if several else 0), options.processes)
+    words = expecting(command, devices_of(options), options.processes)
     return shell_command("gpu_host.sh", given, words, command.variables)
 
 
@@ -200,7 +221,7 @@ def slurm(options: Slurm, command: Command) -> Rendered:
         text = filled(text, rf"{name}=.*", f"{name}={shlex.quote(value)}")
     variables = shlex.join(f"{name}={value}" for name, value in command.variables.items())
     text = filled(text, r"environment=\(\)", f"environment=({variables})")
-    words = expecting(command, options.nodes * options.gpus, processes)
+    words = expecting(command, devices_of(options), processes)
     return Rendered(filled(text, r"command=\(\)", f"command=({shlex.join(words)})"), ("sbatch", "-"))
 
 
@@ -227,7 +248,7 @@ def tpu(options: Tpu, command: Command) -> Rendered:
         python="" if options.python == "python3" else options.python,
     )  # fmt: skip
     given += [f"--env={name}={value}" for name, value in command.variables.items()]
-    words = expecting(command, topology.count, hosts_of(topology)[0])
+    words = expecting(command, devices_of(options), hosts_of(topology)[0])
     if command.value("distributed"):
         raise UserError("--distributed: tpu_pod.sh gives it")
     return shell_command("tpu_pod.sh", given, words, {})
@@ -260,7 +281,7 @@ def gke(options: Gke, command: Command) -> Rendered:
         raise UserError(f"--name={name}: up to 40 lower-case letters, digits and dashes, a letter first")
     hosts, per_host = hosts_of(topology)
     processes = hosts * options.slices
-    words = expecting(command, topology.count * options.slices, processes)
+    words = expecting(command, devices_of(options), processes)
     environment: list[dict[str, Any]] = [{"name": key, "value": v} for key, v in command.variables.items()]
     if processes > 1 and on_tpu:
         words += ["--distributed=auto"]

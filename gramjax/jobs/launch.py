@@ -35,7 +35,9 @@ def main(argv: list[str]) -> int:
     record = launching.TARGETS[target]
     options = record(**{field.name: getattr(given, field.name) for field in dataclasses.fields(record)})
     verb, words = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else ("train", rest)
-    understood(verb, words, record, given.unread)
+    config = understood(verb, words, record, given.unread)
+    if config is not None and "mesh" in config and verb in launching.SEVERAL:
+        launching.check_mesh(config.mesh, options)
     wanted = variables(given.xla_flags, target, options) if given.xla_flags else {}
     made = launching.render(target, options, launching.Command(verb, tuple(words), wanted))
     print(made.text, end="")
@@ -90,22 +92,24 @@ def whole(least: int) -> Callable[[str], int]:
     return number
 
 
-def understood(verb: str, words: Sequence[str], record: type[Any], unread: bool) -> None:
-    """Raise UserError for a verb that there is not, and for what the verb would refuse, hours later."""
+def understood(verb: str, words: Sequence[str], record: type[Any], unread: bool) -> Any:
+    """The config of the verb; None where none is read.
+
+    Raises UserError for a verb that there is not, and for what the verb would refuse, hours later.
+    """
     known = [name for name in plugins.names("jobs") if name != "launch"]
     if verb not in known:
         near = difflib.get_close_matches(verb, known, n=1)
         raise UserError(f"launch: no verb {verb!r}" + (f" — did you mean {near[0]}?" if near else ""))
     if verb not in (*launching.SEVERAL, *launching.ONE) or verb == "generate":  # which have flags of their own
-        return
+        return None
     of_verb = [*flags.VALUES, *flags.SWITCHES]
     options = [*(field.name for field in dataclasses.fields(record)), "xla_flags", "unread", "write", "submit"]
     for name in (word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--")):
         near = difflib.get_close_matches(name, [*options, *of_verb], n=1)
         if "." not in name and name not in of_verb and near and near[0] in options:
             raise UserError(f"launch: unknown option --{name} — did you mean --{near[0]}?")
-    if not unread:
-        flags.parse(list(words), verb, workdir_needed=verb != "serve")
+    return None if unread else flags.parse(list(words), verb, workdir_needed=verb != "serve").config
 
 
 def variables(text: str, target: str, options: Any) -> dict[str, str]:

@@ -18,6 +18,7 @@ from gramjax.jobs import launch
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = ["--config=quickstart", "--workdir=runs/x"]
 SLICE = ["tpu", "--zone=z", "--name=n", "--topology=v5e:4x4"]
+JOBSET = ["gke", "--topology=v5e:4x4", "--image=i", "--claim=c:/runs"]
 NASTY = "--config.data.valid=('a b.jsonl','it''s \"$HOME\" `x` #.jsonl')"
 
 
@@ -170,6 +171,9 @@ def test_gpu_is_started_in_place_of_the_launcher():
         ([*SLICE, "--create", *CONFIG], "--runtime=VERSION belong together"),
         ([*SLICE, "--spot", *CONFIG], "belongs to --create"),
         ([*SLICE, "--distributed=auto", *CONFIG], "tpu_pod.sh gives it"),
+        ([*SLICE, *CONFIG, "--config.mesh.tensor=3"], "does not go with the 16 devices"),
+        (["slurm", "--gpus=4", *CONFIG, "--config.mesh.fsdp=2"], "does not go with the 4 devices"),
+        ([*JOBSET, "--slices=2", *CONFIG], "--slices=2, but config.mesh.slices=1"),
     ],
 )
 def test_what_cannot_be_launched_is_said_before_anything_is_printed(capsys, words, said):
