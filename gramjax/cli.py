@@ -95,6 +95,9 @@ def run(argv: list[str] | None = None) -> None:
         print(f"gramjax: {' '.join(str(error).split())}", file=sys.stderr)
         code = error.exit_code
         leave(code, error.agreed)
+    except BrokenPipeError:  # the reader of our output went away: `gramjax configs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     except Exception as error:
         if in_a_group():
             traceback.print_exc()
@@ -103,7 +106,4 @@ def run(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("gramjax: interrupted", file=sys.stderr)
         code = 130
-    except BrokenPipeError:  # the reader of our output went away: `gramjax configs | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
     sys.exit(code)
