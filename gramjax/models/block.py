@@ -4,6 +4,7 @@ Shape letters: B batch, T length, S key length, D embed, H heads, K kv heads, E 
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -123,11 +124,13 @@ def project(
     name: str = "projection",
     low_rank: lora.Pair | None = None,
     factor: float = 1.0,
+    flat: bool = True,
 ) -> jax.Array:
     """Contract the last `contracted` axes of x with the first ones of the weight; a `low_rank` pair adds its product.
 
     Both operands are made two-dimensional: the product and its two gradients then contract one axis each, which is
-    what every backend has a fast kernel for. The result is named for remat policies (`stack.REMAT`).
+    what every backend has a fast kernel for. Not so (`flat=False`) where rows and length of x are both spread over
+    devices: the two as one axis could not be. The result is named for remat policies (`stack.REMAT`).
     """
     if isinstance(weight, Rows):
         rows_of_x = x.reshape(-1, weight.matrix.shape[1])
@@ -135,12 +138,8 @@ def project(
         out = out if low_rank is None else out + lora.product(rows_of_x, low_rank, factor)
         return out.reshape(*x.shape[: x.ndim - contracted], *weight.outer)
     lead, inner = x.shape[: x.ndim - contracted], weight.shape[:contracted]
-    rows, width = 1, 1
-    for size in lead:
-        rows *= size
-    for size in inner:
-        width *= size
-    rows_of_x = x.reshape(rows, width)
+    width = math.prod(inner)
+    rows_of_x = x.reshape(*((math.prod(lead),) if flat else lead), width)
     out = rows_of_x @ weight.reshape(width, -1)
     out = out if low_rank is None else out + lora.product(rows_of_x, low_rank, factor)
     return checkpoint_name(out, name).reshape(*lead, *weight.shape[contracted:])
@@ -163,9 +162,9 @@ def forward(
     With an observer, what it keeps of the layer stands beside the cache.
     """
     attn, mlp, x_BTD = weights["attn"], weights["mlp"], carry.x_BTD
-    linear = _linear(config)
+    linear = _linear(config, context.offset_B is not None or mesh is None or mesh.shape["context"] == 1)
     h = rms_norm(x_BTD, weights["attn_norm"], config.norm_eps)
-    q_BTHE, keys, values, cache = _projections(attn, config, h, context, carry.shared, cache, kind, constrain)
+    q_BTHE, keys, values, cache = _projections(attn, config, linear, h, context, carry.shared, cache, kind, constrain)
     attention_kind, _, ending = kind.partition("+")
     window = config.sliding_window if attention_kind == "window" else 0
     if observer is not None or (ending and config.lisa.shares == "scores"):
@@ -206,11 +205,11 @@ def forward(
     return Carry(x_BTD, shared, memory), (cache, kept)
 
 
-def _linear(config: Any) -> Any:
+def _linear(config: Any, flat: bool) -> Any:
     factor = lora.scale(config.lora) if config.lora.rank else 1.0
 
     def linear(x: jax.Array, part: Any, name: str, contracted: int = 1, saved_as: str = "projection") -> jax.Array:
-        return project(x, part[name], contracted, saved_as, part.get(name + lora.SUFFIX), factor)
+        return project(x, part[name], contracted, saved_as, part.get(name + lora.SUFFIX), factor, flat)
 
     return linear
 
@@ -218,6 +217,7 @@ def _linear(config: Any) -> Any:
 def _projections(
     attn: Any,
     config: Any,
+    linear: Any,
     h_BTD: jax.Array,
     context: Context,
     shared: Any,
@@ -229,7 +229,6 @@ def _projections(
 
     Those of a layer that shares scores are low-rank queries and keys, or None.
     """
-    linear = _linear(config)
     low = kind.endswith(lisa.SHARED) and config.lisa.shares == "scores"
     cos: jax.Array | None = context.cos_BTE
     sin: jax.Array | None = context.sin_BTE

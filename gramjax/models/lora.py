@@ -79,7 +79,7 @@ def declare(specs: Mapping[str, Any], lora: LoraSection, input_axes: Mapping[str
 
 
 def product(rows: jax.Array, pair: Pair, factor: float) -> jax.Array:
-    """factor * (rows @ a) @ b for rows [N, inputs], as [N, outputs]."""
+    """factor * (rows @ a) @ b for rows [..., inputs], as [..., outputs]."""
     a, b = (leaf.astype(rows.dtype) for leaf in (pair["a"], pair["b"]))
     return (rows @ a.reshape(-1, a.shape[-1]) * factor) @ b.reshape(b.shape[0], -1)
 

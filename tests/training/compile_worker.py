@@ -1,8 +1,10 @@
 """Compile the training step for meshes of 8 simulated devices, run nothing; the compiler's log is what is looked at.
 
-A process of its own, with a compilation cache of its own. Before each mesh its name goes to stderr.
+A process of its own, with a compilation cache of its own. Before each mesh its name goes to stderr. What is gathered
+along the length of rows, outside of attention, goes to stdout.
 """
 
+import re
 import sys
 
 import jax
@@ -21,6 +23,8 @@ MESHES = {
     "fsdp 4, tensor 2": config.MeshSection(fsdp=4, tensor=2),
     "data 2, fsdp 2, context 2": config.MeshSection(data=2, fsdp=2, context=2),
 }
+GATHERED = re.compile(r" = (\S+) (?:all-gather|all-to-all|collective-permute)(?:-start)?\(")
+"""An instruction that moves activations, and the shape of what it gives."""
 
 
 def say(name: str) -> None:
@@ -55,7 +59,11 @@ def compile_step(section: config.MeshSection) -> None:
         where = sharding.batch_shardings(batch, mesh)
         shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where[name]) for name, x in batch.items()}
         step = make_step(handle, cases.loss_of(objective), tx, labels, lambda _: 1e-3, 2)
-        jax.jit(step, donate_argnums=0, out_shardings=(places, None)).lower(state, shapes).compile()
+        program = jax.jit(step, donate_argnums=0, out_shardings=(places, None)).lower(state, shapes).compile()
+        for line in program.as_text().splitlines():
+            found = GATHERED.search(line)
+            if found and str(cases.T) in re.findall(r"\d+", found[1]) and "shard_map" not in line:
+                print(line)
 
 
 if __name__ == "__main__":
