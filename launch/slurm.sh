@@ -38,6 +38,8 @@ done
 [[ -n ${SLURM_JOB_ID:-} ]] || fail "this runs inside a SLURM job: sbatch $0 ${command[*]}"
 [[ ${#environment[@]} -eq 0 ]] || export "${environment[@]}"
 
+job=$SLURM_JOB_ID # which is also the name of a whole array in one of its jobs
+if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
 nodes=${SLURM_NNODES:-1} gpus=${SLURM_GPUS_ON_NODE:-0} tasks=1
 case $processes in
   per_node)
@@ -65,9 +67,15 @@ elif ! command -v gramjax >/dev/null; then
   gramjax=("${PYTHON:-python3}" -m gramjax)
 fi
 
-# SLURM tells this shell alone; srun passes the signal on to every task.
-told=0 step=
-trap 'told=1; [[ -z $step ]] || kill -TERM "$step" 2>/dev/null' TERM
+# SLURM tells this shell alone to stop; srun would kill the tasks if it were told. A job that is being ended (scancel,
+# no time left) has told its tasks itself, and a second request would not let them save.
+told=0 over=0
+# shellcheck disable=SC2329 # called by the trap
+tell() {
+  told=1
+  if [[ $(squeue --noheader "--jobs=$job" --format=%T) == COMPLETING ]]; then over=1; else scancel --signal=TERM "$job"; fi
+}
+trap tell TERM
 "${launch[@]}" "${gramjax[@]}" "${command[@]}" &
 step=$!
 wait "$step"
@@ -86,8 +94,8 @@ case $code in
   134) [[ $((nodes * tasks)) -eq 1 ]] || again=1 ;;
 esac
 echo "slurm.sh: the job ended with $code" >&2
-if [[ $again -eq 1 ]]; then
-  echo "slurm.sh: job $SLURM_JOB_ID goes back into the queue (start ${SLURM_RESTART_COUNT:-0})" >&2
-  scontrol requeue "$SLURM_JOB_ID"
+if [[ $again -eq 1 && $over -eq 0 ]]; then
+  echo "slurm.sh: job $job goes back into the queue (${SLURM_RESTART_COUNT:-0} times so far)" >&2
+  scontrol requeue "$job"
 fi
 exit "$code"

@@ -89,10 +89,14 @@ def test_what_cannot_start_ends_with_2_and_starts_nothing(slurm, words, job, sai
     assert slurm.calls("srun") == [] and slurm.calls("scontrol") == []
 
 
-STEP = """trap 'echo term >> "$MARKS"; sleep 0.3; echo saved >> "$MARKS"; exit 75' TERM
-echo started >> "$MARKS"
-while true; do sleep 0.05; done
+SRUN = """trap 'echo "srun kills its tasks" >> "$MARKS"; kill -KILL $task' TERM
+bash -c 'trap "echo term >> \\"$MARKS\\"; sleep 0.3; echo saved >> \\"$MARKS\\"; exit 75" TERM
+echo $$ > "$MARKS.pid"; echo started >> "$MARKS"
+while true; do sleep 0.05; done' &
+task=$!
+wait $task
 """
+"""As the real one does: told to end, it kills. A task hears of a request to stop through scancel."""
 
 
 def wait_for(file, word, job):
@@ -101,21 +105,33 @@ def wait_for(file, word, job):
         time.sleep(0.02)
 
 
-def test_a_request_to_stop_is_passed_on_once_and_waited_for(stands, tmp_path):
-    """SLURM sends TERM to the shell alone (`--signal=B:`): the step hears of it, saves, and the job is queued again."""
-    stands.add("srun", STEP)
+@pytest.mark.parametrize("state,array", [("RUNNING", False), ("RUNNING", True), ("COMPLETING", False)])
+def test_a_request_to_stop_reaches_each_task_once_and_is_waited_for(stands, tmp_path, state, array):
+    """SLURM sends TERM to the shell alone (`--signal=B:`): the step hears of it, saves, and the job is queued again.
+    When the whole job is being ended (scancel) the step has been told already, and nothing is queued again."""
+    stands.add("srun", SRUN)
+    stands.add("squeue", f"echo {state}")
+    stands.add("scancel", 'kill -TERM "$(cat "$MARKS.pid")"')
     stands.add("scontrol", 'cat "$MARKS" > "$MARKS.then"')
-    marks = tmp_path / "marks"
-    environment = {**os.environ, **JOB, "PATH": stands.path(), "MARKS": str(marks)}
+    marks, named = tmp_path / "marks", {"SLURM_ARRAY_JOB_ID": "4711", "SLURM_ARRAY_TASK_ID": "2"} if array else {}
+    environment = {**os.environ, **JOB, **named, "PATH": stands.path(), "MARKS": str(marks)}
     job = subprocess.Popen(["bash", SCRIPT, *WORDS], env=environment, start_new_session=True)
     try:
         wait_for(marks, "started", job)
         os.kill(job.pid, signal.SIGTERM)
+        if state == "COMPLETING":
+            os.kill(int(Path(f"{marks}.pid").read_text()), signal.SIGTERM)  # from SLURM
         assert job.wait(60) == 75
     finally:
         if job.poll() is None:
             os.killpg(job.pid, signal.SIGKILL)
     assert marks.read_text().split() == ["started", "term", "saved"]
+    name = "4711_2" if array else "4711"
+    if state == "COMPLETING":
+        assert stands.calls("scancel") == stands.calls("scontrol") == []
+        return
+    assert [call["argv"] for call in stands.calls("scancel")] == [["--signal=TERM", name]]
+    assert [call["argv"] for call in stands.calls("scontrol")] == [["requeue", name]]
     assert Path(f"{marks}.then").read_text().split()[-1] == "saved", "queued again before the state was saved"
 
 
