@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
 
     say, results = "json" not in own, {}
     for name, config, _ in phases(arguments.config, Path(arguments.workdir), dry_run=True):
-        results[name] = found = one(config, topology, say)
+        results[name] = found = one(name, config, topology, say)
         if not found["fits"] and "no_advice" not in own:
             found["advice"] = list(advice(config, topology, say))
     if not say:
@@ -62,22 +62,22 @@ def taken(argv: list[str]) -> tuple[dict[str, str], list[str]]:
     return own, rest
 
 
-def one(config: Any, topology: chips.Topology, say: bool) -> dict[str, Any]:
+def one(name: str, config: Any, topology: chips.Topology, say: bool) -> dict[str, Any]:
     """The budget of one config as a dictionary; printed when `say`."""
     from gramjax.training import budget, planning
 
     program = planning.build(config, chips.devices(topology))
     found = dataclasses.asdict(budget.read(program, topology))
     if say:
-        print("\n".join(lines(found)), flush=True)
+        print("\n".join(lines(found, name)), flush=True)
     return found
 
 
-def lines(found: dict[str, Any]) -> Iterator[str]:
+def lines(found: dict[str, Any], name: str = "") -> Iterator[str]:
     """A budget as a person reads it."""
     settings = ", ".join(f"{name} {value}" for name, value in found["settings"].items() if name != "mesh")
     mesh = ", ".join(f"{axis} {size}" for axis, size in found["settings"]["mesh"].items() if size > 1) or "one device"
-    yield f"{found['program']} on {found['topology']} (mesh: {mesh}; {settings})"
+    yield f"{name + ': ' * bool(name)}{found['program']} on {found['topology']} (mesh: {mesh}; {settings})"
     if found["device_gib"]:
         verdict = "fits" if found["fits"] else "DOES NOT FIT"
         of = f"of {found['device_gib']} GiB per device: {verdict}"

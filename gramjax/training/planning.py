@@ -103,7 +103,7 @@ def training_step(config: Any, devices: Sequence[Any]) -> Program:
     count = train.batch_size
     if own != "objective":
         count = settings.prompts_per_step * settings.group_size
-    setup.check_batch(dataclasses.replace(train, batch_size=count), network.mesh)
+    setup.check_batch(dataclasses.replace(train, batch_size=count), network.mesh, config.data.max_length)
     program = setup.build_program(config, network, objective, settings, max(train.steps, 1000))
     abstract = abstract_batch(batch, count, network.mesh)
     second: tuple[Any, ...] = ()
