@@ -116,7 +116,8 @@ def check_meta(step: int, saved: Mapping[str, Any], current: Mapping[str, Any], 
         if section in ("data", "tokenizer") and not reset_data:
             raise UserError(
                 f"checkpoint {step} was written with {text}: the data order cannot be continued. "
-                "Put the data settings and files back, or start anew with --config.overwrite=True"
+                "Put the data settings and files back, go on in another order with "
+                "--config.safety.reset_data=True, or start anew with --config.overwrite=True"
             )
         if section == "mesh":
             notes.append(f"checkpoint {step} was written with {text}: restoring with the new mesh (data order kept)")

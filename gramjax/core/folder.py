@@ -29,6 +29,9 @@ FREE = ("job", "resume", "overwrite", "log", "mesh", "generation", "evals", "dat
         "score.share", "score.chunk")
 """Settings that may change when a run goes on: not what a step computes, only how, where and how long."""
 
+DATA = ("data", "tokenizer", "seed", "train.batch_size")
+"""Settings that decide which batches there are and in which order; `config.safety.reset_data` lets them change."""
+
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON in one move: a reader sees the old file or the new one. NaN is refused."""
@@ -73,8 +76,11 @@ def prepare(
     resume: bool = True,
     overwrite: bool = False,
     environment: Mapping[str, Any] | None = None,
+    reset_data: bool | None = None,
 ) -> bool:
     """Make the folder ready for a run and write its three files; True if a run that is there goes on.
+
+    `reset_data`: it may go on with other data (`DATA`); None: this kind of job never may.
 
     Raises UserError when the folder holds a run that this config may not continue, or cannot be written.
     """
@@ -97,11 +103,15 @@ def prepare(
         except ValueError as error:
             raise UserError(f"{saved}: no readable JSON ({error}); choose another --workdir") from None
         changed = differences(old, config)
+        others = [text for text in changed if not text.startswith(tuple(f"config.{name}" for name in DATA))]
+        changed = others if reset_data else changed
         if changed:
+            may = reset_data is not None and not others
+            other_data = ", go on with other data (--config.safety.reset_data=True)" if may else ""
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise UserError(
-                f"{workdir} holds a run with {'; '.join(changed[:3])}{more}: go on with --config={saved}, choose "
-                "another --workdir, or --config.overwrite=True to replace it")
+                f"{workdir} holds a run with {'; '.join(changed[:3])}{more}: go on with --config={saved}{other_data}, "
+                "choose another --workdir, or --config.overwrite=True to replace it")
     write_json(saved, as_dict(config))
     write_json(folder / "overrides.json", as_dict(overrides))
     write_json(folder / "env.json", runtime.facts() if environment is None else environment)

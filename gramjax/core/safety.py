@@ -22,3 +22,6 @@ class SafetySection:
     training ends; 0: never."""
     max_crashes: int = 3
     """The same step crashed so often in a row, over restarts, that another try is refused (exit code 76); 0: never."""
+    reset_data: bool = False
+    """Go on although rows, data settings, batch size, seed or tokenizer are not those of the checkpoint: batches go on
+    at the same number, in the new order."""

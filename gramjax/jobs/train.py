@@ -20,7 +20,7 @@ from gramjax.core.sharding import share_of_rows
 from gramjax.core.writer import Writer, read_metrics, rewind
 from gramjax.data import readers
 from gramjax.models import lora
-from gramjax.training import evaluation, loop, reference, replicas, setup
+from gramjax.training import evaluation, loop, out_of_memory, reference, replicas, setup
 from gramjax.training.ends import end_ids_of
 
 
@@ -73,10 +73,13 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str, sto
         processes.agree("config", folder.as_dict(config), folder.differences)
         processes.by_the_first(lambda: held.enter_context(checkpoints.RunLock(workdir)))
         processes.by_the_first(
-            lambda: folder.prepare(workdir, config, arguments.overrides, config.resume, config.overwrite)
+            lambda: folder.prepare(
+                workdir, config, arguments.overrides, config.resume, config.overwrite, reset_data=safety.reset_data
+            )
         )
         processes.by_the_first(lambda: held.enter_context(tries.Try(workdir, safety.max_crashes)))
         run = processes.together(lambda: setup.build_run(config))
+        held.enter_context(out_of_memory.explained(config, run))
         processes.agree("data", run.source.fingerprint())
         processes.by_the_first(lambda: describe_folder(run, workdir))
         progress.stop_point("the start of the training")
@@ -188,13 +191,21 @@ def restore_or_start(
     """The newest good checkpoint of this run, or a first state: (state, step, what was saved beside it, untrained
     heads)."""
     if config.resume and saved.steps():
-        restored = saved.restore(None, run.abstract_state, about)
-        run.source.restore(restored.data_state["source"])
+        reset = config.safety.reset_data
+        restored = saved.restore(None, run.abstract_state, about, reset_data=reset)
+        position = restored.data_state["source"]
+        run.source.restore(at_the_same_number(position, run) if reset else position)
         return restored.state, restored.step, restored.data_state, restored.meta.get("fresh", [])
     state, loaded = setup.first_state(run)
     for note in loaded.notes:
         print(f"gramjax: {note}", file=sys.stderr)
     return state, 0, {}, [path for path in loaded.fresh if run.labels.get(path) == tree.FREEZE]
+
+
+def at_the_same_number(position: dict[str, Any], run: setup.Run) -> dict[str, Any]:
+    """The position in data that changed: the same number of the next batch; samples of the old prompts are dropped."""
+    drawn: dict[str, Any] = {"waiting": [], "surplus": [], "pending": None} if run.rolls else {}
+    return {**position, "fingerprint": run.source.fingerprint(), **drawn}
 
 
 def facts(run: setup.Run, compared: reference.Reference | None) -> dict[str, Any]:
