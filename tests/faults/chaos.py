@@ -2,12 +2,14 @@
 
 python tests/faults/chaos.py [--kills 30] [--minutes 10] [--seed 0]
 
-Each round starts the same command, waits until it has made some steps (or not: the first compile is hit as well), and
-sends SIGKILL to one process, SIGTERM to one process, or SIGTERM to the launcher. At the end the run goes to its last
-step. The weights must be bit-equal to those of one process with two devices, and no step may be missing or doubled.
+Each round starts the same command and disturbs it: SIGKILL to one process at any time (the first compilation is hit as
+well) or while it saves, SIGTERM to one process at any time or in an evaluation, SIGTERM or Ctrl-C to the launcher. At
+the end the run goes to its last step. The weights must be bit-equal to those of one process with two devices, and every
+line of metrics, those of evaluations too, must be there once and say the same.
 """
 
 import argparse
+import collections
 import os
 import random
 import signal
@@ -19,37 +21,42 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import test_two_processes as two  # noqa: E402
 
+STEPS, SAVE_EVERY, EVAL_EVERY = 300, 5, 20
+SETTINGS = (f"--config.train.steps={STEPS}", f"--config.train.save_every={SAVE_EVERY}",
+            f"--config.train.eval_every={EVAL_EVERY}", "--config.safety.max_crashes=0")  # fmt: skip
+WAYS = ("kill", "kill in a save", "term", "term in an evaluation", "launcher term", "launcher ctrl-c")
+PATIENCE = 120
+"""Seconds after which a job that does not end counts as hanging."""
 
-def disturb(run: Path, log, rng: random.Random, name: str) -> tuple[str, int]:
-    """One round: what was done, and the exit code of the launcher."""
-    job = two.launch(run, *SETTINGS, log=log)
+
+def disturb(run: Path, log, rng: random.Random, way: str) -> int:
+    """One round: the exit code of the launcher, 0 when the run came to its end before it was disturbed."""
+    steps, rank = max(two.steps_in(run), default=0), rng.randint(0, 1)
+    fault = ""
+    if way == "kill in a save":
+        fault = f"kill@save{(steps // SAVE_EVERY + rng.randint(1, 3)) * SAVE_EVERY}:{rank}"
+    if way == "term in an evaluation":
+        fault = f"term@eval{(steps // EVAL_EVERY + 1) * EVAL_EVERY}:{rank}"
+    job = two.launch(run, *SETTINGS, log=log, fault=fault)
     try:
-        target = max(two.steps_in(run), default=0) + rng.randint(1, 25)
-        hit_early = rng.random() < 0.2
-        deadline = time.time() + rng.uniform(1, 6)
-        while job.poll() is None:
-            if hit_early and time.time() > deadline:
-                break
-            if not hit_early and max(two.steps_in(run), default=0) >= target:
-                break
+        if fault:
+            return job.wait(PATIENCE)
+        early, target = rng.random() < 0.2, steps + rng.randint(1, 15)
+        until = time.time() + rng.uniform(1, 8)
+        while job.poll() is None and not (time.time() > until if early else max(two.steps_in(run), default=0) >= target):
             time.sleep(0.05)
         found = two.workers(job)
-        if job.poll() is not None or not found:
-            return "ended by itself", job.wait()
-        if name == "launcher":
-            job.send_signal(signal.SIGTERM)
-        else:
-            os.kill(found[rng.choice(sorted(found))], signal.SIGKILL if name == "kill" else signal.SIGTERM)
-        return name + (" early" if hit_early else ""), job.wait(120)
+        if job.poll() is None and way.startswith("launcher"):
+            job.send_signal(signal.SIGINT if "ctrl" in way else signal.SIGTERM)
+        elif rank in found:
+            os.kill(found[rank], signal.SIGKILL if way == "kill" else signal.SIGTERM)
+        return job.wait(PATIENCE)
     finally:
         two.end(job)
 
 
-SETTINGS = ("--config.train.steps=400", "--config.train.save_every=5", "--config.safety.max_crashes=0")
-
-
 def main() -> int:
-    """Rounds until the kills or the minutes are used up, then the comparison; 0 when all is equal."""
+    """Rounds until the kills or four fifths of the minutes are used up, then the comparison; 0 when all is equal."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--minutes", type=float, default=10.0)
@@ -59,23 +66,26 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w") as log:
         run, alone = Path(folder) / "run", Path(folder) / "alone"
         two.undisturbed(alone, *SETTINGS)
-        done = 0
-        while done < arguments.kills and time.time() - started < 60 * arguments.minutes * 0.8:
-            what, code = disturb(run, log, rng, rng.choice(["kill", "kill", "term", "launcher"]))
-            done += 1
-            print(f"{done:>3}  {what:<16} exit {code:>4}  steps {max(two.steps_in(run), default=0)}", flush=True)
-            if what == "ended by itself":
+        ways = collections.Counter[str]()
+        while ways.total() < arguments.kills and time.time() - started < 60 * arguments.minutes * 0.8:
+            way = WAYS[ways.total() % len(WAYS)] if ways.total() < len(WAYS) else rng.choice(WAYS)
+            code = disturb(run, log, rng, way)
+            if code == 0:
+                print("     it came to its end", flush=True)
                 break
+            ways[way] += 1
+            print(f"{ways.total():>3}  {way:<22} exit {code:>4}  steps {max(two.steps_in(run), default=0)}", flush=True)
         job = two.launch(run, *SETTINGS, log=log)
         code = job.wait()
         two.end(job)
-        steps = two.steps_in(run)
         want, got = two.params_of(alone), two.params_of(run)
         equal = all((got[path] == want[path]).all() for path in want)
-        whole = steps == list(range(1, 401))
-        print(f"{done} disturbances in {time.time() - started:.0f} s; last exit {code}; weights bit-equal: {equal}; "
-              f"every step once: {whole}")  # fmt: skip
+        whole = two.lines_in(run) == two.lines_in(alone) and two.steps_in(run) == list(range(1, STEPS + 1))
+        counts = ", ".join(f"{count} {way}" for way, count in sorted(ways.items()))
+        print(f"{ways.total()} disturbances ({counts}) in {time.time() - started:.0f} s; last exit {code}; weights "
+              f"bit-equal: {equal}; every line of metrics once and the same: {whole}")  # fmt: skip
         if code or not (equal and whole):
+            log.flush()
             print((Path(folder) / "log").read_text()[-4000:])
             return 1
     return 0

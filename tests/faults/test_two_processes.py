@@ -20,10 +20,10 @@ from gramjax.models import decoder
 ROOT = Path(__file__).parent.parent.parent
 HERE = Path(__file__).parent
 TINY = str(ROOT / "tests" / "jobs" / "tiny.py")
-STEPS = 150
-SETTINGS = [f"--config.train.steps={STEPS}", "--config.train.save_every=10", "--config.train.eval_every=50",
+STEPS = 60
+SETTINGS = [f"--config.train.steps={STEPS}", "--config.train.save_every=10", "--config.train.eval_every=20",
             "--config.evals.preference.batch_size=8", "--config.evals.preference.share=False",
-            "--config.safety.check_replicas_every=25"]  # fmt: skip
+            "--config.safety.check_replicas_every=15"]  # fmt: skip
 
 
 def environment(devices=1, fault=""):
@@ -128,18 +128,18 @@ def test_a_run_that_is_killed_and_stopped_again_and_again_ends_as_an_undisturbed
     launcher in a step, a folder that is in use; then to the end: always the same command."""
     run = tmp_path / "run"
     with (tmp_path / "log").open("w") as log:
-        code, text = finished(launch(run, log=log, fault="kill@save20:1"), log)
+        code, text = finished(launch(run, log=log, fault="kill@save10:1"), log)
         assert code == 128 + 9 and "process 1 ended with 137" in text, text[-3000:]
-        assert max(state.steps_of(run), default=0) <= 20
+        assert max(state.steps_of(run), default=0) <= 10
 
-        code, text = finished(launch(run, log=log, fault="term@eval50:1"), log)
-        assert code == 75 and "in the evaluation of step 50; it is saved" in text, text[-3000:]
-        assert max(state.steps_of(run)) == 50 == max(steps_in(run))
+        code, text = finished(launch(run, log=log, fault="term@eval20:1"), log)
+        assert code == 75 and "in the evaluation of step 20; it is saved" in text, text[-3000:]
+        assert max(state.steps_of(run)) == 20 == max(steps_in(run))
         assert all(evaluated is None for _, _, evaluated in lines_in(run)), "half an evaluation is none"
 
-        code, text = finished(launch(run, log=log, fault="kill@save80:0"), log)
+        code, text = finished(launch(run, log=log, fault="kill@save40:0"), log)
         assert code == 128 + 9 and "process 0 ended with 137" in text, text[-3000:]
-        assert 50 <= max(state.steps_of(run)) <= 80 and state.verify(run, max(state.steps_of(run))) == []
+        assert 20 <= max(state.steps_of(run)) <= 40 and state.verify(run, max(state.steps_of(run))) == []
 
         (run / "run.lock").unlink()
         with state.RunLock(run):
@@ -147,7 +147,7 @@ def test_a_run_that_is_killed_and_stopped_again_and_again_ends_as_an_undisturbed
             assert code == 2 and f"is in use by process {os.getpid()}" in text, text[-3000:]
 
         job = launch(run, log=log)
-        wait_for_step(job, run, max(steps_in(run)) + 10, log)
+        wait_for_step(job, run, max(steps_in(run)) + 3, log)
         job.send_signal(signal.SIGTERM)
         code, text = finished(job, log)
         assert code == 75, text[-3000:]
