@@ -43,7 +43,9 @@ def disturb(run: Path, log, rng: random.Random, way: str) -> int:
             return job.wait(PATIENCE)
         early, target = rng.random() < 0.2, steps + rng.randint(1, 15)
         until = time.time() + rng.uniform(1, 8)
-        while job.poll() is None and not (time.time() > until if early else max(two.steps_in(run), default=0) >= target):
+        while job.poll() is None:
+            if time.time() > until if early else max(two.steps_in(run), default=0) >= target:
+                break
             time.sleep(0.05)
         found = two.workers(job)
         if job.poll() is None and way.startswith("launcher"):

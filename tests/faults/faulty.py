@@ -1,7 +1,7 @@
 """`gramjax` with faults: `GRAMJAX_FAULT="KIND@PLACE[:RANK],..." faulty.py VERB ...` (RANK: of one process only).
 
 KIND: `term`, `int` and `kill` send this process a signal, `twice` SIGTERM two times, `sleep` stands still for ever,
-`raise` is a bug. `nan` puts NaN into a row of the batch of a step (PLACE `batchN`).
+`raise` is a bug, `slow` makes all steps from there on take a while. `nan` puts NaN into a row of the batch of a step (PLACE `batchN`).
 PLACE: `encode` (the first row is encoded), `compile` (the step is compiled), `stepN` (before the N-th step of this
 start), `evalN` (the second batch of the evaluation of step N; further batches take a while), `saveN` (the save of
 step N has begun and goes on in the background).
@@ -19,8 +19,8 @@ from gramjax.scoring import reading
 from gramjax.training import evaluation
 
 SIGNALS = {"term": signal.SIGTERM, "int": signal.SIGINT, "kill": signal.SIGKILL, "twice": signal.SIGTERM}
-SLOW = 0.5
-"""Seconds of a batch after the signal: the runtime of several processes looks for it once a second."""
+SLOW = 0.3
+"""Seconds of a slow step, and of a batch after the signal: the runtime of several processes looks for it once a second."""
 
 
 def faults() -> dict[str, str]:
@@ -80,13 +80,15 @@ def install(planned: dict[str, str]) -> None:
     def compiled(*args):
         if "compile" in planned:
             strike(planned.pop("compile"))
-        step, count = compile_step(*args), 0
+        step, count, slow = compile_step(*args), 0, False
 
         def faulty_step(state, batch):
-            nonlocal count
-            count += 1
-            if count in at_step:
-                strike(at_step.pop(count))
+            nonlocal count, slow
+            count, kind = count + 1, at_step.pop(count + 1, None)
+            slow = slow or kind == "slow"
+            time.sleep(SLOW * slow)
+            if kind not in (None, "slow"):
+                strike(kind)
             return step(state, batch)
 
         return faulty_step

@@ -146,7 +146,7 @@ def test_a_run_that_is_killed_and_stopped_again_and_again_ends_as_an_undisturbed
             code, text = finished(launch(run, log=log), log)
             assert code == 2 and f"is in use by process {os.getpid()}" in text, text[-3000:]
 
-        job = launch(run, log=log)
+        job = launch(run, log=log, fault="slow@step1")
         wait_for_step(job, run, max(steps_in(run)) + 3, log)
         job.send_signal(signal.SIGTERM)
         code, text = finished(job, log)
