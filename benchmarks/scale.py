@@ -3,9 +3,9 @@
     python benchmarks/scale.py [--models llama31_8b,...] [--uses full,...] [--topologies v5e:4x4,...] [--largest]
     python benchmarks/scale.py --table          writes the table of docs/scale.md from the file of results
 
-Every cell is `gramjax plan --json` in a process of its own; results are kept in benchmarks/results/scale.json, and what
-is there is not compiled again. One sequence of 2,048 tokens per device, then, with --largest, the most that fit: guessed
-from the memory of the first, and verified by compiling it.
+Every cell is `gramjax plan --json` in a process of its own; results are kept in benchmarks/results/scale.json, and
+what is there is not compiled again. One sequence of 2,048 tokens per device, then, with --largest, the most that fit:
+guessed from the memory of the first, and verified by compiling it.
 """
 
 import argparse
@@ -72,9 +72,23 @@ def cell(model: str, use: str, topology: str, known: dict[str, Any], largest: bo
     return out
 
 
+def check(cells: dict[str, Any]) -> None:
+    """Compile recorded programs again; exit with an error when memory or traffic grew by more than 5 %."""
+    worse = []
+    for name, found in cells.items():
+        was = found["one"]
+        now = plan(*name.split("/"), was["sequences"])
+        for key in ("peak_gib_per_device", "collective_gib_per_step"):
+            print(f"{name}: {key} {was[key]} -> {now[key]}", flush=True)
+            if now[key] > 1.05 * was[key] + 0.01:
+                worse.append(f"{name} {key}")
+    if worse:
+        raise SystemExit(f"scale: more than recorded: {', '.join(worse)}")
+
+
 def table(results: dict[str, Any]) -> list[str]:
     """The rows of docs/scale.md."""
-    heads = ("model", "program", "slice", "sequences", "GiB per chip (of)", "collectives, GiB", "floor, s", "most that fit")
+    heads = ("model", "program", "slice", "sequences", "GiB per chip (of)", "collectives, GiB", "floor, s", "most")
     out = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, found in sorted(results["cells"].items(), key=lambda item: order(item[0])):
         model, use, topology = name.split("/")
@@ -103,20 +117,25 @@ def main() -> None:
     parser.add_argument("--uses", default=",".join(USES))
     parser.add_argument("--topologies", default=",".join(TOPOLOGIES))
     parser.add_argument("--largest", action="store_true", help="look for the most sequences that fit, too")
+    parser.add_argument("--check", action="store_true", help="compile recorded cells again and compare")
     parser.add_argument("--table", action="store_true", help="write the table of docs/scale.md and stop")
     arguments = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"cells": {}}
+    chosen = [
+        f"{model}/{use}/{topology}" for model in arguments.models.split(",") for use in arguments.uses.split(",")
+        for topology in arguments.topologies.split(",")
+    ]  # fmt: skip
+    if arguments.check:
+        check({name: results["cells"][name] for name in chosen if name in results["cells"]})
+        return
     if not arguments.table:
         results |= {"command": "python benchmarks/scale.py", "machine": measure.machine()}
-        for model in arguments.models.split(","):
-            for use in arguments.uses.split(","):
-                for topology in arguments.topologies.split(","):
-                    name = f"{model}/{use}/{topology}"
-                    known = results["cells"].get(name, {})
-                    results["cells"][name] = found = cell(model, use, topology, known, arguments.largest)
-                    measure.write(str(RESULTS), results)
-                    print(name, {key: (part["sequences"], part["peak_gib_per_device"], part["compile_seconds"])
-                                 for key, part in found.items()}, flush=True)  # fmt: skip
+        for name in chosen:
+            known = results["cells"].get(name, {})
+            results["cells"][name] = found = cell(*name.split("/"), known, arguments.largest)
+            measure.write(str(RESULTS), results)
+            print(name, {key: (part["sequences"], part["peak_gib_per_device"], part["compile_seconds"])
+                         for key, part in found.items()}, flush=True)  # fmt: skip
     page = PAGE.read_text()
     before, _, rest = page.partition(BEGIN)
     PAGE.write_text(before + BEGIN + "\n" + "\n".join(table(results)) + "\n" + END + rest.partition(END)[2])

@@ -147,5 +147,8 @@ def estimated_temporaries(program: Program) -> float:
     inner = D * 4 + (2 * heads + 4 * F) / tensor
     kept = {"full": D, "projections": D + (2 * heads + 2 * F) / tensor, "none": inner}[settings["remat"]]
     trained = device_bytes(program.parts["optimizer"]) / 8 * width
-    logits = 0.0 if "tokens" not in arch.heads else (6 * min(settings["logit_chunk"], tokens) + 6 * D) * V / tensor
+    logits = 0.0
+    if "tokens" in arch.heads:  # the matrix gathered, its gradient summed in float32, the logits and their gradient
+        gathered = width * D + (4 * D if program.trains_vocabulary else 0)
+        logits = (6 * min(settings["logit_chunk"], tokens) + gathered) * V / tensor
     return width * (arch.num_layers * tokens * kept + 2 * tokens * inner + 2 * layer / tensor) + trained + logits

@@ -57,6 +57,8 @@ class Program:
     network: setup.Network
     writes: bool = False
     """Whether it writes its parameters (and the optimiser's state)."""
+    trains_vocabulary: bool = False
+    """Whether the output matrix has a gradient."""
 
 
 def build(config: Any, devices: Sequence[Any]) -> Program:
@@ -118,6 +120,7 @@ def training_step(config: Any, devices: Sequence[Any]) -> Program:
         return flops.of_products(step.function, step.abstract_state, abstract, *second)
 
     state = program.abstract_state
+    vocabulary = ("embed",) if network.model.config.tie_word_embeddings else ("lm_head",)
     parts = {"parameters": state["params"], "optimizer": state["opt_state"], "batch": abstract, "reference": second}
     return Program(
         "training step",
@@ -130,6 +133,7 @@ def training_step(config: Any, devices: Sequence[Any]) -> Program:
          "sequences": count * (batch["tokens"].shape[1] if batch["tokens"].ndim == 3 else 1)},
         network,
         writes=True,
+        trains_vocabulary=any(program.labels.get(path) == tree.TRAIN for path in vocabulary),
     )  # fmt: skip
 
 
