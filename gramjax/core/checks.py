@@ -23,7 +23,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "model.step": (0, INF),
     "reference.step": (0, INF),
     "data.limit": (0, INF),
-    "data.max_length": (1, INF),
+    "data.max_length": (1, 2**31 - 1),
     "data.max_overlong_share": (0, 1),
     "optim.lr": (0, INF),
     "ensemble.penalty": (0, INF),
@@ -83,7 +83,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "optim.weight_decay": (0, INF),
     "optim.clip_norm": (0, INF),
     "train.epochs": (0, INF),
-    "train.steps": (0, INF),
+    "train.steps": (0, 2**31 - 1),
     "train.batch_size": (1, INF),
     "train.grad_accum": (1, INF),
     "train.logit_chunk": (1, INF),
@@ -292,7 +292,7 @@ def problems_of_one(config: Mapping[str, Any], verb: str, beside: Mapping[str, S
         if path not in known:
             continue
         if not fits(value, known[path].kind):
-            out.append(f"config.{path} takes {describe(known[path].kind)}, not {value!r}")
+            out.append(f"config.{path} takes {describe(known[path].kind)}, not {value!r:.200}")
         elif not finite(value):
             out.append(f"config.{path} is {value}; give a finite number")
         else:

@@ -88,6 +88,8 @@ def config_path(name: str) -> Path:
     near = difflib.get_close_matches(name.removesuffix(".py").removeprefix("configs/"), known, n=1)
     hint = f" — did you mean --config={near[0]}?" if near else ""
     where = "" if path.suffix in (".py", ".json") else " (a file of your own is given by its path, ending in .py)"
+    if path.suffix in (".yaml", ".yml", ".toml"):
+        where = f"; {path.suffix} files are not read: a config is a .py file, or the config.json of a run"
     raise UserError(f"config {name!r} not found{hint}; packaged configs: {', '.join(known) or 'none'}{where}")
 
 
@@ -176,6 +178,42 @@ def tuples(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def complete(config: ConfigDict, name: str, verb: str) -> None:
+    """Give a training config what it leaves out, with its defaults (one saved by an older version knows fewer settings).
+
+    Raises UserError for a value where a section belongs, and for a job without a section that all packaged configs of
+    its verb have.
+    """
+    groups = ("evals", "rewards", "phases")
+    for section in (*configs.SECTIONS, *checks.PLUGINS, *groups):
+        found = {section: config[section]} if section in config else {}
+        if section in groups and hasattr(config.get(section), "items"):
+            found |= {f"{section}.{inner}": value for inner, value in config[section].items()}
+        for path, value in found.items():
+            if not isinstance(value, ConfigDict):
+                raise UserError(f"{name}: config.{path} is {value!r:.80}; a section of settings belongs there")
+    if verb == "train":
+        kind = config.get("model", {}).get("kind", "decoder")
+        method = config.get("objective", {}).get("name")
+        if isinstance(method, str) and isinstance(kind, str):
+            own = tuple(config.get("evals", {})), kind, tuple(config.get("rewards", {}))
+            fill(config, configs.defaults(method, *own))
+    elif name.partition(":")[0] not in config_names():
+        same = [load(other) for other in config_names()]
+        needed = [set(other) for other in same if other.get("job", "train") == config.get("job", verb)]
+        if missing := sorted(set.intersection(*needed) - set(config)) if needed else []:
+            raise UserError(f"{name}: config.{missing[0]} is missing; gramjax {verb} needs it")
+
+
+def fill(config: ConfigDict, whole: ConfigDict) -> None:
+    """Add to a config what another has besides."""
+    for name, value in whole.items():
+        if name not in config:
+            config[name] = value
+        elif isinstance(value, ConfigDict) and isinstance(config[name], ConfigDict):
+            fill(config[name], value)
+
+
 def split(argv: list[str]) -> tuple[dict[str, str | None], list[str]]:
     """The flags as `{name: text}` (None: no value given), and the names whose value stood in the next word."""
     out: dict[str, str | None] = {}
@@ -199,7 +237,7 @@ def split(argv: list[str]) -> tuple[dict[str, str | None], list[str]]:
             hint = f" — did you mean --{near[0]}?" if near else f" (there are: --{', --'.join([*VALUES, *SWITCHES])})"
             raise UserError(f"unknown flag --{name}{hint}")
         if name in out:
-            raise UserError(f"--{name} is given twice ({out[name]!r} and {value!r}); give it once")
+            raise UserError(f"--{name} is given twice ({out[name]!r:.200} and {value!r:.200}); give it once")
         if name in VALUES and not value:
             raise UserError(f"--{name} needs a value: --{name}=…")
         out[name] = value
@@ -268,7 +306,7 @@ def override(config: ConfigDict, path: str, text: str | None, kinds: Mapping[str
     if isinstance(old, tuple) and text is not None and text.lstrip().startswith("["):
         try:
             shown = as_text(ast.literal_eval(text))
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             shown = as_text(old)
         raise UserError(f'config.{path} is a list; give it as a tuple: --config.{path}="{shown}"')
     if text is None and not isinstance(old, bool):
@@ -281,11 +319,12 @@ def override(config: ConfigDict, path: str, text: str | None, kinds: Mapping[str
         config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=False, sys_argv=[word])
         values(["gramjax", word])
         value = config_flags.get_override_values(values["config"])[path]
-    except (absl_flags.Error, AttributeError, KeyError, ValueError, TypeError, SyntaxError) as error:
+    except (absl_flags.Error, AttributeError, KeyError, ValueError, TypeError, SyntaxError, RecursionError,
+            MemoryError) as error:  # the last two: of nested brackets  # fmt: skip
         if isinstance(old, tuple):
             example = as_text(old if old else ("a", "b"))
-            raise UserError(f'config.{path} takes a tuple: --config.{path}="{example}", not {text!r}') from error
-        raise UserError(f"config.{path} takes {checks.describe(kind)} (now {old!r}), not {text!r}") from error
+            raise UserError(f'config.{path} takes a tuple: --config.{path}="{example}", not {text!r:.200}') from error
+        raise UserError(f"config.{path} takes {checks.describe(kind)} (now {old!r}), not {text!r:.200}") from error
     if isinstance(value, tuple):
         value = elements(path, value, kind, old)
         config.update_from_flattened_dict({path: value})
@@ -330,6 +369,7 @@ def parse(argv: list[str], verb: str = "train", workdir_needed: bool = True) -> 
     config = load(name)
     if verb == "train" and config.get("job", verb) != verb:
         raise UserError(f"config {name!r} is for gramjax {config.job}, not for train")
+    complete(config, name, verb)
     name_rewards(config, given)
     overrides = name_selection(config, given)
     known = checks.settings(config)
@@ -349,6 +389,9 @@ def parse(argv: list[str], verb: str = "train", workdir_needed: bool = True) -> 
         for path, value in before.items()
     }
     checks.check(config, verb)
+    if verb == "train" and "objective" not in config:
+        raise UserError(f"{name}: config.objective.name is missing, the method that is trained (there are: "
+                        f"{', '.join(plugins.names('objectives'))})")  # fmt: skip
     config.lock()
     dry_run = "dry_run" in given and switch("dry_run", given["dry_run"])
     workdir = given.get("workdir") or ""

@@ -100,7 +100,9 @@ def prepare(
     if there and saved.is_file():
         try:
             old = json.loads(saved.read_text("utf-8"))
-        except ValueError as error:
+            if not isinstance(old, dict):
+                raise ValueError(f"it holds {type(old).__name__}, an object was expected")
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{saved}: no readable JSON ({error}); choose another --workdir") from None
         changed = differences(old, config)
         others = [text for text in changed if not text.startswith(tuple(f"config.{name}" for name in DATA))]

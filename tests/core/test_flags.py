@@ -18,6 +18,7 @@ def get_config(arg=""):
     config = ConfigDict(configs.GENERAL)
     for name, record in configs.SECTIONS.items():
         config[name] = configs.as_config(record())
+    config.objective = ConfigDict({"name": "bradley_terry"})
     config.optim.lr = 2e-5
     config.data.train = ["a.jsonl", "b.jsonl"]
     if arg:
@@ -241,7 +242,7 @@ def test_hostile_json_is_refused(tmp_path, text, expected):
         ("train.batch_size", 0, "config.train.batch_size is 0; it must be at least 1"),
         ("train.batch_size", -4, "at least 1"),
         ("train.batch_size", True, "takes a whole number, not True"),
-        ("train.steps", -1, "at least 0"),
+        ("train.steps", -1, "from 0 to"),
         ("optim.lr", float("nan"), "config.optim.lr is nan; give a finite number"),
         ("optim.lr", float("inf"), "finite"),
         ("optim.lr", "1e-4", "config.optim.lr takes a number, not '1e-4'"),
