@@ -1,7 +1,8 @@
 """`gramjax` with faults: `GRAMJAX_FAULT="KIND@PLACE[:RANK],..." faulty.py VERB ...` (RANK: of one process only).
 
 KIND: `term`, `int` and `kill` send this process a signal, `twice` SIGTERM two times, `sleep` stands still for ever,
-`raise` is a bug, `slow` makes all steps from there on take a while. `nan` puts NaN into a row of the batch of a step (PLACE `batchN`).
+`raise` is a bug, `slow` makes all steps from there on take a while. `nan` puts NaN into a row of the batch of a step
+(PLACE `batchN`).
 PLACE: `encode` (the first row is encoded), `compile` (the step is compiled), `stepN` (before the N-th step of this
 start), `evalN` (the second batch of the evaluation of step N; further batches take a while), `saveN` (the save of
 step N has begun and goes on in the background).
@@ -20,7 +21,8 @@ from gramjax.training import evaluation
 
 SIGNALS = {"term": signal.SIGTERM, "int": signal.SIGINT, "kill": signal.SIGKILL, "twice": signal.SIGTERM}
 SLOW = 0.3
-"""Seconds of a slow step, and of a batch after the signal: the runtime of several processes looks for it once a second."""
+"""Seconds of a slow step, and of a batch after the signal: the runtime of several processes looks for one once a
+second."""
 
 
 def faults() -> dict[str, str]:

@@ -191,10 +191,10 @@ def test_evaluate_in_two_processes_writes_what_one_writes(alone, tmp_path):
         assert (one / "eval" / name).read_bytes() == (two / "eval" / name).read_bytes()
 
 
-def pair(commands):
+def pair(commands, devices=1):
     """Exit codes and output of two commands that are started together."""
     with_numbers = [
-        {**environment(), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+        {**environment(devices), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
     ] * 2
     jobs = [
         subprocess.Popen(command, env={**variables, "JAX_PROCESS_ID": str(i)}, stdout=subprocess.PIPE,
@@ -224,6 +224,24 @@ def test_processes_with_different_settings_stop_before_the_first_step(tmp_path):
     for text in texts:
         assert "another config than process 0" in text and "config.optim.lr=0.001, now 0.5" in text
     assert not (tmp_path / "run" / "run.lock").exists() and not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_processes_that_differ_are_told_and_copies_that_drift_are_named():
+    """F13, F14: uneven data, another seed, other code. F34: one bit of one device's copy, and copies without a most."""
+    worker = [sys.executable, str(HERE / "agreeing_worker.py")]
+    codes, texts = pair([worker, worker], devices=2)
+    assert codes == [0, 0], texts
+    said = [json.loads(text.partition("found ")[2].splitlines()[0]) for text in texts]
+    assert said[0] == said[1], "both say the same"
+    found = said[0]
+    assert found["same"] == found["same code"] == found["whole"] == "" and found["steps"] == 2
+    for name in ("uneven", "seed", "code"):
+        assert found[name].startswith("2 process 1"), found[name]
+    assert "another data than process 0" in found["uneven"] and "jax 0.0.1 here" in found["code"]
+    assert found["odd"].startswith("76 step 10: copies that should be the same differ in 1 of 3 arrays: params/copied")
+    odd, others = found["devices"][3], found["devices"][:3]
+    assert f"device {odd} of " in found["odd"] and not any(f"device {d} of " in found["odd"] for d in others)
+    assert all(f"device {d} of " in found["even"] for d in found["devices"]), "two against two: all are named"
 
 
 def test_a_file_that_one_host_lacks_stops_all_with_its_error(tmp_path):
