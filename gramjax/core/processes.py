@@ -26,6 +26,9 @@ T = TypeVar("T")
 ROOM = 2048
 """Bytes of a message from one process to the others; longer ones are cut."""
 
+LONGEST = 80
+"""Characters of a value that an error shows."""
+
 KINDS: tuple[type[GramjaxError], ...] = (UserError, DataError, DoNotRequeue, GramjaxError)
 
 
@@ -72,7 +75,7 @@ def shared(value: Any) -> Any:
 def agree(name: str, value: Any, differences: Callable[[Any, Any], list[str]] | None = None) -> None:
     """Raise UserError in all processes unless they have the same JSON value.
 
-    `differences(theirs, ours)` says what differs between the value of process 0 and another's.
+    `differences(theirs, ours)` says what differs between the value of process 0 and another's (default: `fields`).
     """
     if jax.process_count() == 1:
         return
@@ -82,11 +85,19 @@ def agree(name: str, value: Any, differences: Callable[[Any, Any], list[str]] | 
         ours = json.loads(json.dumps(value))
         if first == ours:
             return
-        found = differences(first, ours)[:3] if differences is not None else []
+        found = (differences or fields)(first, ours)[:3]
         detail = "; ".join(found) or f"{_digest(first)} there, {_digest(ours)} here"
         raise UserError(f"process {jax.process_index()} has another {name} than process 0: {detail}")
 
     together(compare)
+
+
+def fields(theirs: Any, ours: Any) -> list[str]:
+    """The fields in which two objects differ, with both values."""
+    if not (isinstance(theirs, dict) and isinstance(ours, dict)):
+        return []
+    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    return [f"{name} {str(theirs.get(name))[:LONGEST]} there, {str(ours.get(name))[:LONGEST]} here" for name in names]
 
 
 def identity() -> dict[str, str]:
@@ -101,13 +112,8 @@ def identity() -> dict[str, str]:
 
 def agree_on_code() -> None:
     """Raise UserError in all processes unless they run the same code."""
-
-    def differences(theirs: dict[str, str], ours: dict[str, str]) -> list[str]:
-        changed = [name for name in ours if theirs.get(name) != ours[name]]
-        return [f"{name} {theirs.get(name)} there, {ours[name]} here" for name in changed]
-
     if jax.process_count() > 1:
-        agree("code", identity(), differences)
+        agree("code", identity())
 
 
 def any_of(flag: bool) -> bool:

@@ -231,13 +231,15 @@ def test_processes_that_differ_are_told_and_copies_that_drift_are_named():
     worker = [sys.executable, str(HERE / "agreeing_worker.py")]
     codes, texts = pair([worker, worker], devices=2)
     assert codes == [0, 0], texts
-    said = [json.loads(text.partition("found ")[2].splitlines()[0]) for text in texts]
-    assert said[0] == said[1], "both say the same"
-    found = said[0]
+    other, found = [json.loads(text.partition("found ")[2].splitlines()[0]) for text in texts]
+    assert {name: str(value).replace("process 1 of 2: ", "") for name, value in other.items()} == {
+        name: str(value) for name, value in found.items()
+    }, "both say the same; process 0, whose error it was"
     assert found["same"] == found["same code"] == found["whole"] == "" and found["steps"] == 2
     for name in ("uneven", "seed", "code"):
         assert found[name].startswith("2 process 1"), found[name]
-    assert "another data than process 0" in found["uneven"] and "jax 0.0.1 here" in found["code"]
+    assert "another data than process 0" in found["uneven"] and "count 10 there, 9 here" in found["uneven"]
+    assert "seed 0 there, 1 here" in found["seed"] and "jax " in found["code"] and ", 0.0.1 here" in found["code"]
     assert found["odd"].startswith("76 step 10: copies that should be the same differ in 1 of 3 arrays: params/copied")
     odd, others = found["devices"][3], found["devices"][:3]
     assert f"device {odd} of " in found["odd"] and not any(f"device {d} of " in found["odd"] for d in others)
