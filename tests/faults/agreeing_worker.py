@@ -70,7 +70,7 @@ processes.identity = identity
 found["same code"] = said(processes.agree_on_code)
 found["devices"] = devices
 found["whole"] = said(lambda: replicas.check(10, state_with({})))
-found["odd"] = said(lambda: replicas.check(10, state_with({devices[3]: 1e-7})))
+found["odd"] = said(lambda: replicas.check(10, state_with({devices[3]: 1e-6})))
 found["even"] = said(lambda: replicas.check(20, state_with({devices[2]: 1.0, devices[3]: 1.0})))
 print("found " + json.dumps(found), flush=True)
 os._exit(0)
