@@ -8,6 +8,7 @@ put aside, the one before is used, and this is said.
 import contextlib
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,9 +111,15 @@ def read_leaves(
 
 
 def _anywhere() -> Any:
-    """Where a leaf is read to whose place does not matter: whole, and on every process that takes part."""
+    """Where a leaf is read to whose place does not matter: whole, and on every process that takes part.
+
+    That is the host where JAX has it: the memory of the accelerator belongs to the training that goes on.
+    """
     if jax.process_count() == 1:
-        return SingleDeviceSharding(jax.devices()[0])
+        try:
+            return SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        except RuntimeError:  # JAX_PLATFORMS leaves it out
+            return SingleDeviceSharding(jax.devices()[0])
     return NamedSharding(Mesh(np.array(jax.devices()), ("all",)), PartitionSpec())
 
 
@@ -267,6 +274,8 @@ class Checkpoints:
         self._under_way: int | None = None
         self._remains: set[int] = set()
         """Steps whose save found no room. Looked for more than once: threads of a save that failed may still write."""
+        self._reader: threading.Thread | None = None
+        self._settled = threading.Event()
         atomicity = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None,  # retention is ours: Orbax would delete a good step for a bad one
@@ -330,7 +339,9 @@ class Checkpoints:
         except DiskFull as error:
             self._goes_on_without(error)
             return
-        if not saved:
+        if saved:
+            self._verify_when_committed(step)
+        else:
             raise UserError(
                 f"checkpoint {step} was not written: {self.workdir} already has the steps "
                 f"{', '.join(map(str, self.steps()))}. Resume from the newest, or use another workdir"
@@ -434,6 +445,23 @@ class Checkpoints:
         processes.by_the_first(move)
         self._manager.reload()
 
+    def _verify_when_committed(self, step: int) -> None:
+        """Verify a step that is being saved in a thread, if retention will ask for it: no step of the run waits."""
+        steps = [*self.steps(), step]
+        if jax.process_count() > 1 or len(steps) <= self.keep or self._verified & set(steps[-self.keep :]):
+            return
+        self._settled.clear()
+
+        def read() -> None:
+            committed = self.workdir / FOLDER / str(step) / COMMITTED
+            while not committed.exists() and not self._settled.wait(0.2):
+                pass
+            if committed.exists() and not verify(self.workdir, step):
+                self._verified.add(step)
+
+        self._reader = threading.Thread(target=read, name="verification", daemon=True)
+        self._reader.start()
+
     def _sweep(self, steps: Collection[int] | None = None) -> None:
         """Remove what is there of these steps, or of any, and was never committed."""
         for path in (self.workdir / FOLDER).iterdir():
@@ -447,6 +475,10 @@ class Checkpoints:
         if self._remains and jax.process_count() == 1:
             self._sweep(self._remains)
             self._manager.reload()
+        self._settled.set()
+        if self._reader is not None:
+            self._reader.join()
+            self._reader = None
         steps = processes.shared(self.steps())
         old, kept = steps[: -self.keep], steps[-self.keep :]
         if not old:

@@ -3,6 +3,7 @@
 import gc
 import json
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -317,6 +318,24 @@ def test_retention_never_deletes_the_last_step_that_verifies(run, log):
         assert checkpoints.steps()[:3] == [1, 2, 3]  # 3 is the newest and damaged: 1 must stay
         assert "none of the checkpoints [3] verifies" in log[0]
     assert states.steps_of(run) == [4]
+
+
+def test_no_save_waits_for_a_verification(tmp_path, monkeypatch):
+    """What retention asks for is read in the background, once for every `keep` saves, as soon as it is committed."""
+    read, verify = [], states.verify
+
+    def noted(workdir, step):
+        read.append((step, threading.current_thread().name))
+        return verify(workdir, step)
+
+    monkeypatch.setattr(states, "verify", noted)
+    with states.Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in range(1, 8):
+            checkpoints.save(step, make_state(step), {}, META)
+            checkpoints.wait()
+            if checkpoints._reader is not None:
+                checkpoints._reader.join()
+    assert read == [(step, "verification") for step in (3, 5, 7)] and states.steps_of(tmp_path) == [6, 7]
 
 
 def test_read_run(tmp_path):
