@@ -8,6 +8,7 @@ watchdog ended it; run the same command again), 130 interrupted.
 
 import ast
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -21,6 +22,12 @@ from gramjax.core.errors import GramjaxError, UserError
 JOBS = Path(__file__).parent / "jobs"
 ORDER = ("train", "evaluate", "convert", "data", "doctor", "configs", "report")
 """Verbs in the order a newcomer needs them; others follow in alphabetical order."""
+
+
+OF_THE_SYSTEM = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR,
+                 errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE}
+"""What a system says of a path that a person gave, or of a full disk: no bug, so it is one line that names the path. A
+file that is absent is not among them: a job that looks for one says itself what it is."""
 
 
 def verbs() -> list[str]:
@@ -60,7 +67,12 @@ def main(argv: list[str]) -> int:
         near = difflib.get_close_matches(verb, known, n=1)
         hint = f" — did you mean {near[0]}?" if near else ""
         raise UserError(f"no verb {verb!r}{hint} (there are: {', '.join(known)})")
-    return importlib.import_module(f"gramjax.jobs.{verb}").main(argv[1:])
+    try:
+        return importlib.import_module(f"gramjax.jobs.{verb}").main(argv[1:])
+    except OSError as error:
+        if error.errno in OF_THE_SYSTEM and error.filename is not None:
+            raise UserError(f"{str(error.filename):.200}: {error.strerror}") from error
+        raise
 
 
 def in_a_group() -> bool:
@@ -84,6 +96,20 @@ def leave(code: int, agreed: bool) -> None:
     os._exit(code)
 
 
+def note(code: int) -> None:
+    """Tell the launcher that names a file in GRAMJAX_CODES how this process ends: of several, the first says why.
+
+    Those that lose a partner are aborted, with a code of their own that would hide it.
+    """
+    path = os.environ.get("GRAMJAX_CODES")
+    if path:
+        try:
+            with open(path, "a") as file:
+                file.write(f"{code}\n")
+        except OSError:
+            pass
+
+
 def run(argv: list[str] | None = None) -> None:
     """The console script: run a verb, print errors as one line, exit with the code."""
     try:
@@ -94,11 +120,13 @@ def run(argv: list[str] | None = None) -> None:
             traceback.print_exc()
         print(f"gramjax: {' '.join(str(error).split())}", file=sys.stderr)
         code = error.exit_code
+        note(code)
         leave(code, error.agreed)
     except BrokenPipeError:  # the reader of our output went away: `gramjax configs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except Exception as error:
+        note(1)
         if in_a_group():
             traceback.print_exc()
             leave(1, getattr(error, "agreed", False))

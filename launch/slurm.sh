@@ -67,6 +67,10 @@ elif ! command -v gramjax >/dev/null; then
   gramjax=("${PYTHON:-python3}" -m gramjax)
 fi
 
+# The code of the first process that fails: srun reports the highest, and the partners of one that fails are aborted.
+export GRAMJAX_CODES=$PWD/.gramjax-$job.codes
+rm -f "$GRAMJAX_CODES"
+
 # SLURM tells this shell alone to stop; srun would kill the tasks if it were told. A job that is being ended (scancel,
 # no time left) has told its tasks itself, and a second request would not let them save.
 told=0 over=0
@@ -86,14 +90,16 @@ while [[ $told -eq 1 ]]; do # the signal ended the wait, not the step
   code=$?
 done
 
+if [[ -s $GRAMJAX_CODES ]]; then read -r code < "$GRAMJAX_CODES"; fi
+rm -f "$GRAMJAX_CODES"
+echo "slurm.sh: the job ended with $code" >&2
 again=0
 case $code in
   75 | 77) again=1 ;;
-  # The runtime ends a process whose partner is gone, and srun reports the highest code. A run that dies at the same
-  # step again and again says so itself, with 76.
+  # A process lost a partner that could not say why: it was killed, or its node is gone, or it was stuck. A run that
+  # dies at the same step again and again ends itself with 76.
   134) [[ $((nodes * tasks)) -eq 1 ]] || again=1 ;;
 esac
-echo "slurm.sh: the job ended with $code" >&2
 if [[ $again -eq 1 && $over -eq 0 ]]; then
   echo "slurm.sh: job $job goes back into the queue (${SLURM_RESTART_COUNT:-0} times so far)" >&2
   scontrol requeue "$job"

@@ -104,6 +104,18 @@ def test_errors_are_one_line_with_their_code(jobs, capsys, monkeypatch, error, c
     assert "Traceback" in text and text.endswith("gramjax: what now\n")
 
 
+def test_a_launcher_that_asks_is_told_the_codes_in_their_order(jobs, tmp_path, monkeypatch, capsys):
+    jobs("stops", "from gramjax.core.errors import DataError\ndef main(argv):\n    raise DataError('x')")
+    jobs("bug", "def main(argv):\n    return {}['key']")
+    monkeypatch.setenv("GRAMJAX_CODES", str(tmp_path / "codes"))
+    assert code_of("stops") == 3 and code_of("--version") == 0
+    with pytest.raises(KeyError):
+        cli.run(["bug"])
+    assert (tmp_path / "codes").read_text() == "3\n1\n"
+    monkeypatch.setenv("GRAMJAX_CODES", str(tmp_path / "absent" / "codes"))
+    assert code_of("stops") == 3
+
+
 def test_what_the_verb_returns_is_the_code(jobs):
     jobs("gives", "def main(argv):\n    return int(argv[0])")
     assert code_of("gives", "0") == 0 and code_of("gives", "75") == 75

@@ -41,6 +41,18 @@ def test_it_goes_back_into_the_queue_only_when_that_helps(slurm, code, nodes, ag
     assert [call["argv"] for call in slurm.calls("scontrol")] == ([["requeue", "4711"]] if again else [])
 
 
+@pytest.mark.parametrize("first,again", [(3, False), (1, False), (75, True)])
+def test_the_first_process_that_says_why_decides(stands, tmp_path, monkeypatch, first, again):
+    """srun reports the highest code: that of the partners, which are aborted."""
+    monkeypatch.chdir(tmp_path)
+    stands.add("srun", f'echo {first} >> "$GRAMJAX_CODES"; echo 2 >> "$GRAMJAX_CODES"; exit 134')
+    stands.add("scontrol")
+    for _ in range(2):  # what an earlier life left is not read
+        assert run(stands, *WORDS).returncode == first
+    assert len(stands.calls("scontrol")) == 2 * again
+    assert list(tmp_path.glob(".gramjax*")) == []
+
+
 def test_one_process_per_node_sees_all_its_gpus(slurm):
     assert run(slurm, *WORDS).returncode == 0
     (call,) = slurm.calls("srun")
