@@ -65,32 +65,37 @@ for ((i = 0; i < processes; i++)); do
 done
 
 # The first bad exit decides. A peer that lost its partner is aborted by the runtime (134): that says less than the cause.
-# Each is looked at in turn: `wait -n` forgets one of two processes that end at the same moment.
-code=0
-left=("${!pids[@]}")
+# `wait -n` says which is the first, but forgets one of two that end at the same moment: each is looked at every second.
+code=0 tick=
+left=("${pids[@]}")
 while [[ ${#left[@]} -gt 0 ]]; do
+  if [[ -z $tick ]] || ! kill -0 "$tick" 2>/dev/null; then
+    sleep 1 >/dev/null 2>&1 &
+    tick=$!
+  fi
+  ended=
+  wait -n -p ended "${left[@]}" "$tick" 2>/dev/null
   running=()
-  for i in "${left[@]}"; do
-    if kill -0 "${pids[i]}" 2>/dev/null; then
-      running+=("$i")
+  for pid in ${ended:+"$ended"} "${left[@]}"; do
+    if [[ $pid == "$tick" || " ${running[*]} " == *" $pid "* ]]; then continue; fi
+    if kill -0 "$pid" 2>/dev/null; then
+      running+=("$pid")
       continue
     fi
-    wait "${pids[i]}"
+    wait "$pid"
     status=$?
     if [[ $status -ne 0 && $code -eq 0 ]]; then
       code=$status
-      echo "gpu_host.sh: process $i ended with $status" >&2
+      for i in "${!pids[@]}"; do
+        if [[ ${pids[i]} == "$pid" ]]; then echo "gpu_host.sh: process $i ended with $status" >&2; fi
+      done
     fi
   done
   if [[ ${#running[@]} -gt 0 && $code -ne 0 && $code -ne 75 && -z ${given_time:-} ]]; then
     given_time=yes
     sleep "${GRAMJAX_GRACE:-5}" # time for the others to say why
-    for i in "${running[@]}"; do kill -KILL "${pids[i]}" 2>/dev/null; done
+    kill -KILL "${running[@]}" 2>/dev/null
   fi
   left=(${running[@]+"${running[@]}"})
-  if [[ ${#left[@]} -gt 0 ]]; then
-    sleep 0.2 >/dev/null & # in the background: a signal is served at once
-    wait $!
-  fi
 done
 exit "$code"
