@@ -13,7 +13,7 @@ import pytest
 from gramjax import cli
 from gramjax.core import chips, flags, launching, xla_flags
 from gramjax.core.errors import UserError
-from gramjax.jobs import launch
+from gramjax.jobs import generate, launch
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = ["--config=quickstart", "--workdir=runs/x"]
@@ -191,8 +191,24 @@ def test_a_config_that_is_elsewhere(capsys):
 
 def test_options_are_no_flags_of_the_verbs():
     """A word belongs to the launcher or to the verb, never to both."""
-    for record in launching.TARGETS.values():
-        assert not {field.name for field in dataclasses.fields(record)} & {*flags.VALUES, *flags.SWITCHES}
+    sources = [path.read_text() for path in (ROOT / "gramjax" / "jobs").glob("*.py") if path.stem != "launch"]
+    of_tools = {name for text in sources for name in re.findall(r'add_argument\(\s*"--(\w+)"', text)}
+    of_verbs = {*flags.VALUES, *flags.SWITCHES, *generate.OWN, *generate.OWN_SWITCHES, *of_tools}
+    assert {"to", "verify", "json"} <= of_tools
+    for target in launching.TARGETS:
+        words = [word for action in launch.parser_of(target)._actions for word in action.option_strings]
+        options = {word.removeprefix("--") for word in words}
+        assert options & of_verbs == {"help"}
+
+
+def test_flags_of_xla_are_added_to_those_of_this_environment(capsys, monkeypatch):
+    """`launch gpu` runs here, where XLA_FLAGS may be set; what is asked for counts."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2 --xla_gpu_deterministic_ops=false")
+    words = command_of(printed(capsys, "gpu", "--xla_flags=deterministic", *CONFIG))
+    assert words[0] == "env" and words[2] == "bash"
+    name, _, text = words[1].partition("=")
+    assert (name, xla_flags.parse(text)) == (
+        "XLA_FLAGS", {"xla_force_host_platform_device_count": "2", "xla_gpu_deterministic_ops": "true"})  # fmt: skip
 
 
 def test_verbs_of_several_processes_are_those_that_can_be_joined():
