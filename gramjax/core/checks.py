@@ -25,6 +25,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "data.limit": (0, INF),
     "data.max_length": (1, 2**31 - 1),
     "data.max_overlong_share": (0, 1),
+    "data.max_bad_share": (0, 1),
     "optim.lr": (0, INF),
     "ensemble.penalty": (0, INF),
     "sampling.max_tokens": (0, 2**31 - 1),

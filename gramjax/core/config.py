@@ -77,6 +77,8 @@ class DataSection:
     """More dropped over-long rows than this is an error."""
     on_bad_row: str = "raise"
     """`raise` or `skip` (counted) for rows that cannot be read."""
+    max_bad_share: float = 0.05
+    """More rows skipped as unreadable than this is an error."""
     packing: bool = False
     """Put several examples in one sequence, kept apart by segment ids."""
     renderings: str = "draw"

@@ -277,7 +277,7 @@ def read_all(sources: Sequence[str], section: DataSection | None = None, want: s
     """Read several sources as one, in order; all must give the same row type.
 
     Sources with the same file name number their rows by folder and file name. Raises like `read`, and DataError for an
-    id that two sources use.
+    id that two sources use, and when more rows than `section.max_bad_share` were skipped as unreadable.
     """
     if not sources:
         raise UserError("no data source; set config.data.train")
@@ -307,6 +307,14 @@ def read_all(sources: Sequence[str], section: DataSection | None = None, want: s
         out.notes.merge(part.notes)
         out.files += part.files
         out.records += part.records
+        out.refused += part.refused
+    section = section or DataSection()
+    if out.refused > section.max_bad_share * out.total:
+        reason, (count, where) = next((r, item) for r, item in out.dropped.items() if item[1].partition(":")[2])
+        raise DataError(
+            f"{out.refused:,} of {out.total:,} rows cannot be read, more than config.data.max_bad_share="
+            f"{section.max_bad_share:g} ({count:,} {reason}, first {where}): repair the file, or allow it"
+        )
     return out
 
 
@@ -323,9 +331,10 @@ def overlap(train: Sequence[dict[str, Any]], valid: Sequence[dict[str, Any]]) ->
     """How many validation rows have a prompt that training rows have too (a leak, unless it is meant)."""
 
     def key(row: dict[str, Any]) -> str:
-        return json.dumps(row.get("prompt", row.get("messages", row.get("text"))), sort_keys=True, default=str)
+        text = row.get("prompt", row.get("messages", row.get("text")))
+        return json.dumps(text, sort_keys=True, default=str) if text else ""
 
-    known = {key(row) for row in train}
+    known = {key(row) for row in train} - {""}
     return sum(key(row) in known for row in valid)
 
 

@@ -1,4 +1,4 @@
-"""F26, F27: a run that cannot go on as it was: the memory of a device runs out, or its data changed."""
+"""F26, F27, F28: a run that cannot go on as it was: no memory, other data, a record that cannot be read."""
 
 import json
 import math
@@ -12,6 +12,7 @@ from gramjax import cli
 from gramjax.checkpoint import state as states
 from gramjax.core.config import DataSection, TrainSection
 from gramjax.core.writer import read_metrics
+from gramjax.data import readers
 from gramjax.data.recipes import word_translation
 from gramjax.jobs import train as train_job
 from gramjax.training import out_of_memory
@@ -99,3 +100,28 @@ def test_other_data_are_refused_by_name_until_they_are_accepted(tmp_path, capsys
     entries = read_metrics(run / "metrics.jsonl")
     assert [entry["step"] for entry in entries] == [1, 2, 3, 4] and all(math.isfinite(e["loss"]) for e in entries)
     assert json.loads((run / "config.json").read_text())["train"]["batch_size"] == 4  # from here on it is the run's
+
+
+def test_a_record_that_cannot_be_read_is_named_or_skipped_up_to_a_limit(tmp_path, capsys):
+    """Line 42 is broken: an error, or one row less and the same batches at every start; too many are an error again."""
+    lines = [json.dumps(row) + "\n" for row in word_translation.rows("train", 100)]
+    file = tmp_path / "rows.jsonl"
+
+    def dry(*broken, policy="skip"):
+        file.write_text("".join("{broken\n" if number in broken else line for number, line in enumerate(lines, 1)))
+        code = train(tmp_path / "run", f"--config.data.train=('{file}',)", f"--config.data.on_bad_row={policy}",
+                     "--dry_run")  # fmt: skip
+        found = capsys.readouterr()
+        return code, found.out + found.err
+
+    code, said = dry(42, policy="raise")
+    assert code == 3 and "rows.jsonl row 42" in said
+    code, said = dry(42)
+    assert code == 0 and "rows 100, examples 99" in said and "dropped 1: invalid JSON (first: " in said
+    code, said = dry(42, 43, 44, 45, 46, 47)
+    assert code == 3 and "6 of 100 rows cannot be read" in said and "max_bad_share=0.05" in said and "row 42" in said
+
+    section = DataSection(train=(str(file),), on_bad_row="skip", max_bad_share=0.1)
+    first, again = (readers.read_all(section.train, section, "preference") for _ in range(2))
+    assert [row["id"] for row in first.rows] == [row["id"] for row in again.rows] and first.refused == 6
+    assert {f"rows-{number}" for number in range(42, 48)}.isdisjoint(row["id"] for row in first.rows)
