@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gramjax.core import flags
 from gramjax.core.config import DataSection
 from gramjax.core.errors import DataError, UserError
 from gramjax.data import contamination, judge_prompts, readers, rows, text, tokenizer, translation_pairs
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="gramjax data", description=__doc__, allow_abbrev=False)
+    parser = flags.Parser(prog="gramjax data", description=__doc__, allow_abbrev=False)
     actions = parser.add_subparsers(dest="action", required=True)
     look = actions.add_parser("check", help="what is in a file, and what would be dropped", allow_abbrev=False)
     look.add_argument("source", metavar="FILE", help="file, folder or recipe:NAME[:SPLIT]")
@@ -80,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _section(arguments: argparse.Namespace) -> DataSection:
+    for name, least in (("limit", 0), ("max_length", 1)):
+        if getattr(arguments, name, least) < least:
+            raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least {least}")
     return DataSection(rename=tuple(arguments.rename), limit=arguments.limit, on_bad_row="skip")
 
 
@@ -253,7 +257,7 @@ def _show(
 
 def convert(arguments: argparse.Namespace) -> int:
     """Write the usable rows as JSON lines with TRL's names; what is left out is printed with its count."""
-    target = _new_file(arguments.target, arguments.overwrite)
+    target = _new_file(arguments.target, arguments.overwrite, (arguments.source,))
     found = readers.scan(arguments.source, _section(arguments), arguments.type)
     if not found.rows:
         raise DataError(
@@ -268,7 +272,7 @@ def convert(arguments: argparse.Namespace) -> int:
 
 def pairs(arguments: argparse.Namespace) -> int:
     """Write translation pairs as rows with `prompt` and `completion`; what is left out is printed with its count."""
-    target = _new_file(arguments.target, arguments.overwrite)
+    target = _new_file(arguments.target, arguments.overwrite, arguments.sources)
     settings = translation_pairs.Settings(
         pivot=arguments.pivot,
         languages=tuple(word.strip() for word in arguments.languages.split(",") if word.strip()),
@@ -286,8 +290,11 @@ def pairs(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _new_file(name: str, overwrite: bool) -> Path:
+def _new_file(name: str, overwrite: bool, sources: Sequence[str]) -> Path:
+    """The file to write. Raises UserError for one that is there, or is read: rows that are left out would be lost."""
     target = Path(name)
+    if target.exists() and any(Path(source).exists() and target.samefile(source) for source in sources):
+        raise UserError(f"{target} is read, so it cannot be written too; give another file")
     if target.suffix != ".jsonl":
         raise UserError(f"{target}: the rows are written as .jsonl")
     if target.exists() and not overwrite:
@@ -310,7 +317,8 @@ def contaminated(arguments: argparse.Namespace) -> int:
     """Compare the prompts of two sets of files, say what they share, and write the training rows that share nothing."""
     if arguments.n < 1:
         raise UserError(f"--n is {arguments.n}; a run has at least one word")
-    target = _new_file(arguments.output, arguments.overwrite) if arguments.output else None
+    read = (*arguments.train, *arguments.eval)
+    target = _new_file(arguments.output, arguments.overwrite, read) if arguments.output else None
     section = DataSection(on_bad_row="skip")
     sources = {
         name: [readers.read(source, section) for source in getattr(arguments, name)] for name in ("train", "eval")

@@ -18,7 +18,6 @@ from gramjax.core.phases import phases
 from gramjax.core.safety import SafetySection
 from gramjax.core.sharding import share_of_rows
 from gramjax.core.writer import Writer, read_metrics, rewind
-from gramjax.data import readers
 from gramjax.models import lora
 from gramjax.training import evaluation, loop, out_of_memory, reference, replicas, setup
 from gramjax.training.ends import end_ids_of
@@ -91,7 +90,7 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str, sto
         if start_step >= run.total_steps and (workdir / "DONE").exists():
             print(f"{workdir} is done ({start_step} steps); --config.overwrite=True trains it again")
             return
-        rows = valid_rows(config) if section.evaluate else []
+        rows = run.valid_rows
         plan = loop.Plan(
             run.total_steps,
             section.log_every,
@@ -256,14 +255,6 @@ def compile_step(
             f"{temporary_gib:.2f} GiB of temporaries"
         )
     return lambda state, batch: compiled(state, batch, *second)
-
-
-def valid_rows(config: Any) -> list[dict[str, Any]]:
-    """The rows that evals during and after training see; empty when there are no evals or no such rows."""
-    section = setup.data_section(config)
-    if not config.evals or not section.valid:
-        return []
-    return readers.read_all(section.valid, section, evaluation.row_types(config.evals)).rows
 
 
 def summary(results: dict[str, dict[str, Any]]) -> str:

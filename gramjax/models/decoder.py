@@ -17,6 +17,9 @@ from gramjax.core.spec import Spec
 from gramjax.models import block, lisa, lora, rotary, stack, vocabulary
 from gramjax.models.lisa import LisaSection
 
+LARGEST_SIZE = 2**31
+"""Sizes are below it: places in arrays are 32-bit numbers."""
+MOST_LAYERS = 4096
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 HEADS = ("tokens", "score", "value", "preference", "margin")
 
@@ -69,13 +72,19 @@ def check(config: Config) -> None:
     """Raise UserError for sizes that contradict each other."""
     if config.family not in FAMILIES:
         raise UserError(f"model family {config.family!r} is not one of {', '.join(FAMILIES)}")
+    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads",
+                 "head_dim", "max_position_embeddings", "norm_eps", "rope_theta"):  # fmt: skip
+        if not 0 < getattr(config, name) < LARGEST_SIZE:
+            raise UserError(f"{name} is {getattr(config, name)}; it must be positive, and below {LARGEST_SIZE}")
+    if config.num_layers > MOST_LAYERS:
+        raise UserError(f"num_layers is {config.num_layers}; at most {MOST_LAYERS}")
     if config.num_heads % config.num_kv_heads:
         raise UserError(f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}")
     if config.head_dim % 2:
         raise UserError(f"head_dim {config.head_dim} must be even for rotary embeddings")
-    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"):
-        if getattr(config, name) <= 0:
-            raise UserError(f"{name} is {getattr(config, name)}; it must be positive")
+    if config.sliding_window < 0 or any(not 0 <= layer < config.num_layers for layer in config.full_layers):
+        raise UserError(f"sliding_window is {config.sliding_window} and full_layers {config.full_layers}; a window has "
+                        f"0 tokens or more, and layers are 0 to {config.num_layers - 1}")  # fmt: skip
     if config.preference_width < 0:
         raise UserError(f"preference_width is {config.preference_width}; it must be 0 or more")
     if "margin" in config.heads and "preference" not in config.heads:

@@ -26,7 +26,7 @@ from gramjax.data.text import Renderer
 from gramjax.models import lora
 from gramjax.models.attention import compiler_options
 from gramjax.models.model import Model, build
-from gramjax.training import optimizer
+from gramjax.training import evaluation, optimizer
 from gramjax.training.step import State, make_step
 
 SHARED_ARCHITECTURE = ("heads", "preference_width")
@@ -68,6 +68,8 @@ class Run:
     total_steps: int
     seed: int
     data_counts: dict[str, Any]
+    valid_rows: list[dict[str, Any]]
+    """What the evals during and after training see; empty when there are no evals or no such rows."""
 
     def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """A batch of this process as global arrays."""
@@ -235,6 +237,7 @@ def build_run(config: Any) -> Run:
     with_reference = needs_reference(objective, objective_config)
     if not with_reference and config.get("reference", {}).get("path"):
         raise UserError("config.reference.path is given, but this objective with these settings looks at no reference")
+    held_out = valid_rows(config) if train.evaluate else []
     source: Any
     if rolls:
         from gramjax.training import reinforcement
@@ -244,13 +247,13 @@ def build_run(config: Any) -> Run:
         )
     else:
         check_batch(train, mesh, data_section(config).max_length)
-        source, objective_config, counts = _offline_source(config, network, objective, objective_config)
+        source, objective_config, counts = _offline_source(config, network, objective, objective_config, held_out)
     counts["notes"] |= {name: [n, ""] for name, n in renderer.counts.items()}
 
     program = build_program(config, network, objective, objective_config, source.steps)
     return Run(
         network, objective, objective_config, program.labels, program.tx, program.step, source, rolls,
-        program.abstract_state, source.steps, config.seed, counts,
+        program.abstract_state, source.steps, config.seed, counts, held_out,
     )  # fmt: skip
 
 
@@ -263,6 +266,8 @@ def build_program(
     select = configs.section(config.get("select", {}), configs.SelectSection, "select")
     selected = layer_selection.patterns(select, model.config)
     labels = trained(list(tree.flatten(model.specs(), is_leaf=spec.is_spec)), train.trainable, network.source, selected)
+    if tree.TRAIN not in labels.values():
+        raise UserError(f"config.train.trainable={tuple(train.trainable)} leaves no parameter to train")
     optim = configs.section(config.optim, configs.OptimSection, "optim")
     tx = optimizer.build(optim, labels, total_steps)
     abstract = abstract_state(model, labels, tx, mesh)
@@ -289,8 +294,26 @@ def build_program(
     return Program(labels, tx, step, jitted, abstract, with_reference)
 
 
+def valid_rows(config: Any) -> list[dict[str, Any]]:
+    """The rows that evals during and after training see; empty when there are no evals or no such rows."""
+    section = data_section(config)
+    if not config.evals or not section.valid:
+        return []
+    return readers.read_all(section.valid, section, evaluation.row_types(config.evals)).rows
+
+
+def check_lengths(examples: pipeline.Examples, max_length: int, arch: Any) -> None:
+    """Raise UserError for an example that is longer than what the model was made for."""
+    longest, most = max(examples.lengths), getattr(arch, "max_position_embeddings", 0)
+    if most and longest > most:
+        raise UserError(
+            f"a row of {longest:,} tokens (config.data.max_length={max_length}) is longer than the model was "
+            f"made for (max_position_embeddings={most}): give --config.data.max_length={most}"
+        )
+
+
 def _offline_source(
-    config: Any, network: Network, objective: ModuleType, objective_config: Any
+    config: Any, network: Network, objective: ModuleType, objective_config: Any, held_out: Sequence[dict[str, Any]]
 ) -> tuple[pipeline.Pipeline, Any, dict[str, Any]]:
     """Rows as batches, the settings of the objective that follow from them, and what became of the rows."""
     train, section = configs.section(config.train, configs.TrainSection, "train"), data_section(config)
@@ -300,6 +323,9 @@ def _offline_source(
         objective_config = objective.fit_rows(objective_config, found.rows)
     encode = functools.partial(_encode, objective, network.renderer, objective_config)
     examples = pipeline.encode_rows(found.rows, encode, section, network.model.config.vocab_size)
+    check_lengths(examples, section.max_length, network.model.config)
+    if shared := readers.overlap(found.rows, held_out):
+        found.notes.add("held-out row whose prompt is in the training rows too", "", shared)
     source = pipeline.Pipeline(
         examples,
         section,
