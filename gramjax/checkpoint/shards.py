@@ -1,10 +1,15 @@
-"""Safetensors files of a folder: checked headers, slices on demand, and writing that holds one array at a time."""
+"""Safetensors files of a folder: checked headers, slices on demand, and writing that holds one array at a time.
+
+The format has no checksums, and a flipped byte of data is a number like any other: files that are written here hold a
+CRC-32 of every array in their metadata (other readers ignore it), which is compared when an array is read whole.
+"""
 
 import contextlib
 import dataclasses
 import json
 import math
 import struct
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +27,9 @@ LARGEST_HEADER = 100 * 2**20
 DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
 """Dtypes of weights by their safetensors names."""
 
+CHECKSUM = "crc32."
+"""Before the name of an array in the metadata of a file: its checksum, eight hexadecimal digits."""
+
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.joblib")
 
 
@@ -32,6 +40,8 @@ class Entry:
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    checksum: str = ""
+    """CRC-32 of the bytes; empty: the writer left none."""
 
 
 def read_header(path: Path) -> dict[str, Entry]:
@@ -50,13 +60,15 @@ def read_header(path: Path) -> dict[str, Entry]:
             header = json_file.parse(file.read(length), f"{path} (header)")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    header.pop("__metadata__", None)
+    about = header.pop("__metadata__", None)
+    checksums = about if isinstance(about, dict) else {}
     entries: dict[str, Entry] = {}
     spans: list[tuple[int, int, str]] = []
     for name, value in header.items():
         try:
             begin, end = (int(offset) for offset in value["data_offsets"])
-            entry = Entry(path, str(value["dtype"]), tuple(int(size) for size in value["shape"]))
+            sizes = tuple(int(size) for size in value["shape"])
+            entry = Entry(path, str(value["dtype"]), sizes, str(checksums.get(CHECKSUM + name, "")))
         except (KeyError, TypeError, ValueError):
             raise DataError(f"{path}: the header entry of {name!r} is damaged") from None
         width = np.dtype(DTYPES[entry.dtype]).itemsize if entry.dtype in DTYPES else None
@@ -155,11 +167,19 @@ def reader(found: Mapping[str, Entry]) -> Iterator[Callable[[str, tuple[slice, .
             try:
                 if entry.file not in handles:
                     handles[entry.file] = stack.enter_context(safe_open(entry.file, framework="np"))
-                return handles[entry.file].get_slice(name)[index]
+                block = handles[entry.file].get_slice(name)[index]
             except (SafetensorError, OSError) as error:
                 raise DataError(f"{entry.file}: {name} cannot be read ({error})") from None
+            if entry.checksum and block.shape == entry.shape and checksum(block) != entry.checksum:
+                raise DataError(f"{entry.file}: {name} is not what was written there (checksum); copy the file again")
+            return block
 
         yield read
+
+
+def checksum(array: np.ndarray) -> str:
+    """CRC-32 of the bytes of an array, as files hold it."""
+    return f"{zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data):08x}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +226,8 @@ def write(folder: Path, arrays: list[Planned], max_bytes: int) -> None:
 def write_file(path: Path, arrays: list[Planned]) -> None:
     """Write arrays as one safetensors file; one array at a time is in memory."""
     names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    about = {"format": "pt", **{CHECKSUM + array.name: "0" * 8 for array in arrays}}
+    header: dict[str, Any] = {"__metadata__": about}
     position = 0
     for array in arrays:
         offsets = [position, position + array.nbytes]
@@ -216,12 +237,19 @@ def write_file(path: Path, arrays: list[Planned]) -> None:
             "data_offsets": offsets,
         }
         position += array.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the format asks for data aligned to 8 bytes
+
+    def encoded() -> bytes:
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the format asks for data aligned to 8 bytes
+        return struct.pack("<Q", len(text)) + text
+
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(encoded())
         for array in arrays:
             value = np.ascontiguousarray(array.make(), dtype=array.dtype)
             if value.shape != array.shape:
                 raise ValueError(f"{array.name}: planned {array.shape}, made {value.shape}")
             file.write(value.reshape(-1).view(np.uint8).data)
+            about[CHECKSUM + array.name] = checksum(value)
+        file.seek(0)
+        file.write(encoded())  # as long as before: now with the checksums

@@ -46,7 +46,14 @@ def nan(header, data):
     values = np.frombuffer(data, np.float32).copy()
     start = header["model.layers.1.mlp.up_proj.weight"]["data_offsets"][0] // 4
     values[start + 3] = np.nan
+    del header["__metadata__"]  # as other writers leave it: without checksums
     return values.tobytes()
+
+
+def flipped(header, data):
+    """One bit of the last array: another number, as good as any."""
+    place = header["model.norm.weight"]["data_offsets"][1] - 4
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 
 def doubled_name(path):
@@ -66,6 +73,7 @@ BAD_FILES = {
     "no JSON": (lambda p: write_raw(p, b"{not json", b""), "not valid JSON"),
     "overlap": (edited(overlap), r"model\.norm\.weight starts at byte"),
     "doubled name": (doubled_name, "'model.norm.weight' stands there twice"),
+    "flipped bit": (edited(flipped), r"model\.norm\.weight is not what was written there \(checksum\)"),
     "not a number": (edited(nan), "up_proj.weight holds NaN"),
     "damaged entry": (edited(lambda h, d: h["model.norm.weight"].pop("shape")), "'model.norm.weight' is damaged"),
     "negative size": (edited(lambda h, d: h["model.norm.weight"].update(shape=[-16])), "is damaged"),
@@ -166,5 +174,5 @@ def test_files_hold_at_most_the_asked_size_and_one_array_is_made_at_a_time(tmp_p
 
     for name, file in index["weight_map"].items():
         with safe_open(tmp_path / file, framework="np") as handle:
-            assert handle.metadata() == {"format": "pt"}
+            assert handle.metadata()["format"] == "pt" and f"crc32.{name}" in handle.metadata()
             assert (handle.get_tensor(name) == int(name[1:])).all()
