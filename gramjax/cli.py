@@ -17,6 +17,7 @@ import traceback
 from pathlib import Path
 
 import gramjax
+from gramjax.core import signals
 from gramjax.core.errors import GramjaxError, UserError
 
 JOBS = Path(__file__).parent / "jobs"
@@ -112,8 +113,11 @@ def note(code: int) -> None:
 
 def run(argv: list[str] | None = None) -> None:
     """The console script: run a verb, print errors as one line, exit with the code."""
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["train"]:
+        signals.before_the_job()
     try:
-        code = main(sys.argv[1:] if argv is None else argv)
+        code = main(words)
         sys.stdout.flush()
     except GramjaxError as error:
         if os.environ.get("GRAMJAX_TRACEBACK") == "1":

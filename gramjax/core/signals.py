@@ -20,6 +20,12 @@ SERVED = (signal.SIGTERM, signal.SIGINT)
 END = b"\0"
 
 
+def before_the_job() -> None:
+    """Until a `Watch` takes over (packages are imported first): SIGTERM ends the process with the code for requeue."""
+    text = "SIGTERM before the job began: run the same command to start it"
+    signal.signal(signal.SIGTERM, lambda number, frame: end(text, Preempted.exit_code))
+
+
 class Watch:
     """Context manager that notes the first SIGTERM or SIGINT in `asked`; a second one ends the process at once.
 
