@@ -63,7 +63,9 @@ def _walk(
         if kind in KINDS:
             channel = re.search(r"channel_id=(\d+)", rest)
             size = _moved(kind, operation, shape, operands, computations[name])
-            yield kind, size, times, channel[1] if channel else f"{name}/{own}"
+            # Those that `shard_map` writes down all have one channel: it says nothing of which is which.
+            known_by = channel[1] if channel and "shard_map" not in rest else f"{name}/{own}"
+            yield kind, size, times, known_by
             continue
         if operation == "while":
             body, condition = (re.search(rf"{part}=%?([\w.\-]+)", rest) for part in ("body", "condition"))

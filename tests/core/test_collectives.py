@@ -105,3 +105,8 @@ def test_text_of_a_tpu_program():
     assert found["all-gather"] == 6 * 16 * 8 * 2
     assert found["reduce-scatter"] == 32 * 8 * 4  # what it takes from a device
     assert found["all-reduce"] == found["all-to-all"] == 0
+
+
+def test_collectives_of_shard_map_share_a_channel_and_count_each():
+    named = TPU.replace("channel_id=9", 'channel_id=9, metadata={op_name="jit(f)/shard_map/all_gather"}')
+    assert collectives.bytes_by_kind(named)["all-gather"] == 2 * collectives.bytes_by_kind(TPU)["all-gather"]
