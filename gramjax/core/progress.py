@@ -39,12 +39,12 @@ def begins(what: str, slow: bool = False) -> None:
         listener.begins(what, slow)
 
 
-def stop_point(what: str) -> None:
-    """Say what begins; it may be broken off here.
+def stop_point(what: str, slow: bool = False) -> None:
+    """Say what begins (`begins`); it may be broken off here.
 
     All processes of a job must come to the stop points in the same order, or they would stop at different places.
     """
-    begins(what)
+    begins(what, slow)
     if _listeners and threading.current_thread() is threading.main_thread():
         for listener in _listeners:
             listener.may_stop(what)

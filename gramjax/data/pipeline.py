@@ -89,7 +89,7 @@ def encode_rows(
     count = out.dropped.total
     for row in rows:
         if count % 256 == 0:
-            progress.stop_point("the encoding of rows")
+            progress.stop_point("the encoding of rows", slow=True)  # weights of other models may be read after it
         count += 1
         name = str(row.get("id", count))
         try:
