@@ -4,7 +4,7 @@
     python benchmarks/selective_cost.py --measure --json benchmarks/results/selective_cost_measured.json
 
 First form: the training step of Llama-3.1-8B is compiled for a virtual slice and read, nothing is allocated or run.
-`--platform=tpu` uses the TPU compiler (`pip install libtpu`; no TPU is needed) for a v5e 4x4 topology, `cpu` as many
+`--platform=tpu` uses the TPU compiler (`gramjax[plan]`; no TPU is needed) for a v5e 4x4 topology, `cpu` as many
 simulated devices. bfloat16, one sequence of 2,048 tokens per device, parameters over `fsdp`. Per device, from
 `memory_analysis`: arguments (parameters and optimiser), temporaries, peak. FLOPs: products counted over the traced step
 (`core.flops`, loops as often as they run), and with `--unrolled` the compiler's own count of a step without loops.

@@ -70,7 +70,7 @@ def _walk(
         if operation == "while":
             body, condition = (re.search(rf"{part}=%?([\w.\-]+)", rest) for part in ("body", "condition"))
             if body and condition:
-                known, parts = _TRIPS.search(rest), (computations.get(found[1], ()) for found in (condition, body))
+                known, parts = _TRIPS.search(rest), (computations.get(part[1], ()) for part in (condition, body))
                 trips = int(known[1]) if known else _trips(*parts)
                 yield from _walk(computations, body[1], times * trips)
             continue

@@ -32,7 +32,7 @@ def test_extras_are_those_of_the_package():
     extras = project["optional-dependencies"]
     assert set(extras) == {*runtime.EXTRAS, "cuda", "tpu", "dev", "all"}
     inside = extras["all"][0].removeprefix("gramjax[").removesuffix("]").split(",")
-    assert set(inside) == set(runtime.EXTRAS) - {"torch", "plan"}  # its libtpu is another than that of [tpu]
+    assert set(inside) == set(runtime.EXTRAS) - {"torch", "plan"}  # libtpu is nothing for a machine with GPUs
 
 
 @pytest.mark.parametrize(
