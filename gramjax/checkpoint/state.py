@@ -15,11 +15,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from gramjax.checkpoint import json_file, manifest, verified
-from gramjax.checkpoint.checksum import checksums
+from gramjax.checkpoint.leaves import on_the_host, read_leaves
 from gramjax.checkpoint.lock import RunLock
 from gramjax.core import processes, tree
 from gramjax.core.errors import DataError, UserError
@@ -30,17 +28,13 @@ FOLDER, REFUSED, COMMITTED = "checkpoints", "checkpoints-refused", "commit_succe
 MOST_FAILED = 3
 """Saves in a row that may find the disk full; then the training ends."""
 
-GROUP_BYTES = 2**30
-"""Leaves are restored, verified and cast in groups of about this size."""
+FULL = ("No space left", "RESOURCE_EXHAUSTED", "OUT_OF_RANGE", "quota", "File too large")
+"""What errors of a disk without room say: TensorStore's are ValueErrors, and a limit of the process is one too."""
 
 
 def say(text: str) -> None:
     """Print a line for a person on standard error."""
     print(f"gramjax: {text}", file=sys.stderr)
-
-
-FULL = ("No space left", "RESOURCE_EXHAUSTED", "OUT_OF_RANGE", "quota", "File too large")
-"""What errors of a disk without room say: TensorStore's are ValueErrors, and a limit of the process is one too."""
 
 
 class DiskFull(UserError):
@@ -82,96 +76,6 @@ def choose(workdir: str | Path, step: int | None) -> list[int]:
     return [step] if step is not None else known[::-1]
 
 
-def read_leaves(
-    folder: Path, record: manifest.Manifest, wanted: Mapping[str, Any], damaged: dict[str, str] | None = None
-) -> Iterator[tuple[str, jax.Array]]:
-    """Verified leaves of one step in the dtype they were saved in, on the shardings of `wanted`.
-
-    Raises DataError naming the leaf when one cannot be read or does not have the value that was saved; with a
-    dictionary `damaged` such leaves are noted there and left out.
-    """
-    group: dict[str, Any] = {}
-    size = 0
-    names = list(wanted)
-    for i, name in enumerate(names):
-        saved = record.leaves[name]
-        place = wanted[name].sharding or _anywhere()
-        group[name] = jax.ShapeDtypeStruct(saved.shape, jnp.dtype(saved.dtype), sharding=place)
-        size += int(np.prod(saved.shape)) * group[name].dtype.itemsize
-        if size >= GROUP_BYTES or i == len(names) - 1:
-            leaves = _restore_group(folder, group) if damaged is None else _what_can_be_read(folder, group, damaged)
-            for key, total in checksums(leaves).items():
-                if total != record.leaves[key].checksum:
-                    problem = "its values are not those that were saved"
-                    if damaged is None:
-                        raise DataError(f"{folder}: {key} is damaged ({problem})")
-                    damaged[key] = problem
-            yield from ((key, leaf) for key, leaf in leaves.items() if key not in (damaged or {}))
-            group, size = {}, 0
-
-
-def _anywhere() -> Any:
-    """Where a leaf is read to whose place does not matter: whole, and on every process that takes part.
-
-    That is the host where JAX has it: the memory of the accelerator belongs to the training that goes on.
-    """
-    if jax.process_count() == 1:
-        try:
-            return SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-        except RuntimeError:  # JAX_PLATFORMS leaves it out
-            return SingleDeviceSharding(jax.devices()[0])
-    return NamedSharding(Mesh(np.array(jax.devices()), ("all",)), PartitionSpec())
-
-
-def _restore_group(folder: Path, group: dict[str, Any]) -> dict[str, jax.Array]:
-    try:
-        leaves = _orbax_restore(folder, group)
-    except Exception as error:  # Orbax and TensorStore raise KeyError, ValueError, JSONDecodeError and more
-        broken = group
-        if len(group) > 1:
-            broken = {name: leaf for name, leaf in group.items() if not _readable(folder, name, leaf)} or group
-        first = (str(error).strip().splitlines() or [""])[0][:200]
-        raise DataError(
-            f"{folder}: {manifest.listing(broken)} cannot be read ({type(error).__name__}: {first})"
-        ) from error
-    for name, leaf in leaves.items():
-        if not isinstance(leaf, jax.Array) or leaf.shape != group[name].shape or leaf.dtype != group[name].dtype:
-            raise DataError(f"{folder}: {name} is not in the arrays on disk")
-    return leaves
-
-
-def _what_can_be_read(folder: Path, group: dict[str, Any], damaged: dict[str, str]) -> dict[str, jax.Array]:
-    try:
-        return _restore_group(folder, group)
-    except DataError:
-        leaves: dict[str, jax.Array] = {}
-        for name, leaf in group.items():
-            try:
-                leaves |= _restore_group(folder, {name: leaf})
-            except DataError as error:
-                damaged[name] = str(error).removeprefix(f"{folder}: {name} ")
-        return leaves
-
-
-def _readable(folder: Path, name: str, leaf: Any) -> bool:
-    try:
-        return isinstance(_orbax_restore(folder, {name: leaf})[name], jax.Array)
-    except Exception:
-        return False
-
-
-def _orbax_restore(folder: Path, group: dict[str, Any]) -> dict[str, Any]:
-    import orbax.checkpoint as ocp
-
-    item = tree.unflatten(group)
-    arguments = ocp.args.PyTreeRestore(
-        item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
-    )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        restored = tree.flatten(checkpointer.restore((folder / "state").absolute(), args=arguments))
-    return {name: restored[name] for name in group}
-
-
 def verify(workdir: str | Path, step: int) -> list[str]:
     """Problems of one committed step: empty when every leaf can be read and has the value that was saved."""
     folder = Path(workdir) / FOLDER / str(step)
@@ -202,7 +106,11 @@ def examine(workdir: str | Path, step: int) -> tuple[int, dict[str, str]]:
 def _read_all(folder: Path, damaged: dict[str, str] | None = None) -> int:
     """Read and compare every leaf of a step; how many there are."""
     record = manifest.read(folder)
-    abstract = {name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf.dtype)) for name, leaf in record.leaves.items()}
+    place = on_the_host()
+    abstract = {
+        name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf.dtype), sharding=place)
+        for name, leaf in record.leaves.items()
+    }
     for _ in read_leaves(folder, record, abstract, damaged):
         pass
     return len(abstract)
@@ -448,7 +356,7 @@ class Checkpoints:
     def _verify_when_committed(self, step: int) -> None:
         """Verify a step that is being saved in a thread, if retention will ask for it: no step of the run waits."""
         steps = [*self.steps(), step]
-        if jax.process_count() > 1 or len(steps) <= self.keep or self._verified & set(steps[-self.keep :]):
+        if jax.process_index() or len(steps) <= self.keep or self._verified & set(steps[-self.keep :]):
             return
         self._settled.clear()
 
@@ -472,26 +380,25 @@ class Checkpoints:
 
     def _retain(self) -> None:
         """Delete what is left of saves that failed, and the oldest steps beyond `keep`, if one that stays verifies."""
+        self._settled.set()
         if self._remains and jax.process_count() == 1:
             self._sweep(self._remains)
             self._manager.reload()
-        self._settled.set()
+        if processes.shared(len(self.steps())) > self.keep:
+            processes.by_the_first(self._delete_old)
+            self._manager.reload()
+
+    def _delete_old(self) -> None:
+        """What process 0 does of it, with its own eyes: the others have nothing to read."""
         if self._reader is not None:
             self._reader.join()
             self._reader = None
-        steps = processes.shared(self.steps())
+        steps = self.steps()
         old, kept = steps[: -self.keep], steps[-self.keep :]
-        if not old:
-            return
         if not self._verified & set(kept) and not any(not self.verify(step) for step in reversed(kept)):
             self._note(f"none of the checkpoints {kept} verifies: keeping the older ones too")
             return
-
-        def delete() -> None:
-            for problem in filter(None, (delete_step(self.workdir, step) for step in old)):
-                if problem not in self.notes:  # tried again after every save
-                    self._note(problem)
-
-        processes.by_the_first(delete)
+        for problem in filter(None, (delete_step(self.workdir, step) for step in old)):
+            if problem not in self.notes:  # tried again after every save
+                self._note(problem)
         self._verified -= set(old)
-        self._manager.reload()

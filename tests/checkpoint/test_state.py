@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from gramjax.checkpoint import leaves
 from gramjax.checkpoint import state as states
 from gramjax.checkpoint.checksum import checksums
 from gramjax.core.errors import DataError, UserError
@@ -295,7 +296,7 @@ def test_only_parameters_in_another_dtype(run):
 
 
 def test_leaves_are_restored_in_groups(run, monkeypatch):
-    monkeypatch.setattr(states, "GROUP_BYTES", 100)
+    monkeypatch.setattr(leaves, "GROUP_BYTES", 100)
     restored = states.restore_params(run, abstract(make_state(0)["params"]))
     assert_same(restored, make_state(3)["params"])
 
