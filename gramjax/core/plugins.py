@@ -55,7 +55,7 @@ def load(kind: str, name: str) -> ModuleType:
     """The module of plug-in `name`; raises UserError with the names that exist when there is none."""
     known = names(kind)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
+        near = difflib.get_close_matches(str(name), known, n=1)
         hint = f" — did you mean {near[0]!r}?" if near else ""
         raise UserError(f"no {kind} called {name!r}{hint} (there are: {', '.join(known) or 'none'})")
     return importlib.import_module(f"gramjax.{kind.replace('/', '.')}.{name}")
