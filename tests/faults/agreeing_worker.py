@@ -1,16 +1,18 @@
 """Two processes with two devices each that differ in one thing after the other; prints what each check said.
 
-agreeing_worker.py: what it finds is printed as one JSON object. The two must say the same.
+agreeing_worker.py FOLDER: what it finds is printed as one JSON object. FOLDER is in use by the parent.
 """
 
 import json
 import os
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from gramjax.checkpoint.lock import RunLock
 from gramjax.core import config as configs
 from gramjax.core import processes, runtime, sharding
 from gramjax.core.config import MeshSection
@@ -72,5 +74,6 @@ found["devices"] = devices
 found["whole"] = said(lambda: replicas.check(10, state_with({})))
 found["odd"] = said(lambda: replicas.check(10, state_with({devices[3]: 1e-6})))
 found["even"] = said(lambda: replicas.check(20, state_with({devices[2]: 1.0, devices[3]: 1.0})))
+found["lock"] = said(lambda: processes.by_the_first(lambda: RunLock(sys.argv[1]).__enter__()))
 print("found " + json.dumps(found), flush=True)
 os._exit(0)
