@@ -140,6 +140,8 @@ def _rope(values: Mapping[str, Any], where: str) -> tuple[float, rotary.Scaling]
             raise UserError(f"{where}: rotary settings per kind of layer are not supported ({_short(given)})")
     kinds = [given.get("rope_type", given.get("type", "default")) for given in (new, old) if given]
     thetas = [source["rope_theta"] for source in (new, old, values) if source.get("rope_theta") is not None]
+    if not all(isinstance(kind, str | None) for kind in kinds) or any(isinstance(t, list | Mapping) for t in thetas):
+        raise DataError(f"{where}: the rotary settings {_short(new or old)} are of a wrong type")
     if len(set(kinds)) > 1 or len(set(thetas)) > 1:
         raise DataError(
             f"{where}: rope_parameters, rope_scaling and rope_theta contradict each other ({_short(new)}, "
@@ -191,7 +193,7 @@ def _window(values: Mapping[str, Any], family: str, num_layers: int, where: str)
 def _head(values: Mapping[str, Any], family: str, where: str) -> str:
     names = values.get("architectures") or [tables.CLASSES[family] + "ForCausalLM"]
     known = {tables.CLASSES[family] + ending: head for head, ending in tables.ARCHITECTURES.items()}
-    if not isinstance(names, list) or len(names) != 1 or names[0] not in known:
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str) or names[0] not in known:
         raise UserError(f"{where}: architectures {_short(names)} is not supported (there are: {', '.join(known)})")
     head = known[names[0]]
     labels = values.get("id2label")

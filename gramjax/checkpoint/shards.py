@@ -69,7 +69,7 @@ def read_header(path: Path) -> dict[str, Entry]:
             begin, end = (int(offset) for offset in value["data_offsets"])
             sizes = tuple(int(size) for size in value["shape"])
             entry = Entry(path, str(value["dtype"]), sizes, str(checksums.get(CHECKSUM + name, "")))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise DataError(f"{path}: the header entry of {name!r} is damaged") from None
         width = np.dtype(DTYPES[entry.dtype]).itemsize if entry.dtype in DTYPES else None
         if begin > end or min(entry.shape, default=0) < 0:

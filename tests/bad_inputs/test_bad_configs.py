@@ -2,6 +2,7 @@
 
 import json
 import time
+import types
 
 import jax
 import numpy as np
@@ -78,6 +79,15 @@ def test_contradictions(told, settings, expected):
     given = [f"--config.{setting}" for setting in settings]
     code, line = told("train", "--config=bradley_terry", "--dry_run", *words, *small, *given)
     assert code == 2 and expected in line
+
+
+def test_B6_a_batch_that_does_not_divide_over_the_mesh():
+    from gramjax.training import setup
+
+    mesh = types.SimpleNamespace(shape={"data": 2, "fsdp": 2, "context": 1, "tensor": 1})
+    setup.check_batch(configs.TrainSection(batch_size=8, grad_accum=2), mesh)
+    with pytest.raises(UserError, match="batch_size=6 does not divide over 4 devices.* x 1 microbatches: use 4, 8"):
+        setup.check_batch(configs.TrainSection(batch_size=6), mesh)
 
 
 @pytest.mark.parametrize(
