@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -19,22 +20,34 @@ from gramjax.core.errors import Preempted
 SERVED = (signal.SIGTERM, signal.SIGINT)
 END = b"\0"
 
+BEFORE = "{} before the job began: run the same command to start it"
+
+ONE = 1.0
+"""Seconds within which signals are one request: Ctrl-C reaches a process from the terminal and from its launcher."""
+
 
 def before_the_job() -> None:
-    """Until a `Watch` takes over (packages are imported first): SIGTERM ends the process with the code for requeue."""
-    text = "SIGTERM before the job began: run the same command to start it"
-    signal.signal(signal.SIGTERM, lambda number, frame: end(text, Preempted.exit_code))
+    """Until a `Watch` takes over (packages are imported first): a request to stop ends the process with its code.
+
+    Ctrl-C too, which a shell lets the processes ignore that it starts in the background.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        end(BEFORE.format(signal.Signals(number).name), Preempted.exit_code)
+
+    for number in SERVED:
+        signal.signal(number, stop)
 
 
 class Watch:
-    """Context manager that notes the first SIGTERM or SIGINT in `asked`; a second one ends the process at once.
+    """Context manager that notes the first SIGTERM or SIGINT in `asked`; one a second later ends the process at once.
 
     While `at_once` the first one ends it too (exit code 75): before there is anything to save.
     """
 
     def __init__(self, at_once: bool = False) -> None:
         self.asked, self.at_once = False, at_once
-        self._count = 0
+        self._count, self._first = 0, 0.0
         self._before: dict[int, Any] = {}
         self._tell: Callable[[int], None] | None = None
         self._thread: threading.Thread | None = None
@@ -101,7 +114,11 @@ class Watch:
         self.asked = True
         name = signal.Signals(number).name
         if self.at_once:
-            end(f"{name} before the job began: run the same command to start it", Preempted.exit_code)
+            end(BEFORE.format(name), Preempted.exit_code)
+        now = time.monotonic()
+        if self._count > 1 and now - self._first < ONE:
+            return
+        self._first = self._first or now
         if self._count > 1:
             end(f"{name} after another request to stop: ended at once, what was saved is whole", 128 + number)
         if self._tell is not None:

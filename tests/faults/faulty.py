@@ -43,8 +43,9 @@ def strike(kind: str) -> None:
     if kind == "sleep":
         stand_still()
     os.kill(os.getpid(), SIGNALS[kind])
-    if kind == "twice":
-        time.sleep(0.5)
+    if kind == "twice":  # at once is still the same request: Ctrl-C comes from the terminal and from the launcher
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1.5)
         os.kill(os.getpid(), signal.SIGTERM)
         stand_still()
 

@@ -261,8 +261,8 @@ def digits(completions, **kwargs):
     mark = pathlib.Path(os.environ.get("GRAMJAX_MARK", "/"))
     step, number = kwargs["trainer_state"].global_step, os.environ.get("JAX_PROCESS_ID")
     if step == 1 and number == "1" and not mark.exists():
-        mark.touch()
         os.kill(os.getpid(), signal.SIGTERM)
+        mark.touch()
         time.sleep(4)  # the rewards are waited for while the signal is there
     return [sum(c.isdigit() for c in text) / 4 for text in completions]
 '''
