@@ -306,7 +306,7 @@ def _folder(path: Path, pad: str, chat_template: str) -> Tokenizer:
         text = _token_text(names.get(f"{kind}_token"))
         known = model.get(f"{kind}_token_id")
         known = known[0] if isinstance(known, list) and known else known
-        return text or (library.id_to_token(known) or "" if isinstance(known, int) else "")
+        return text or (library.id_to_token(known) or "" if isinstance(known, int) and 0 <= known < 2**31 else "")
 
     own: Any = config.get("chat_template") or ""
     if isinstance(own, list):  # several named templates
