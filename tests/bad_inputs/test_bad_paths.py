@@ -89,7 +89,7 @@ def test_B5_numbers_of_data_check(told, file, words):
     assert code == 2 and words[-1].partition("=")[0] in line
 
 
-def test_B39_no_archive_is_unpacked():
+def test_B39_and_B30_nothing_is_unpacked_or_evaluated():
     """Only gzip is read, as a stream; archives, pickles and foreign code are not touched anywhere in the package."""
     package = Path(gramjax.__file__).parent
     for file in package.rglob("*.py"):
