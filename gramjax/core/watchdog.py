@@ -20,6 +20,9 @@ from gramjax.core.errors import STUCK
 SLOW = 10
 """What compiles (anything for the first time), saves or restores is given so many times as long."""
 
+PRINTING = 30.0
+"""Seconds that the last words may take."""
+
 REMEMBERED = 101
 """Steps whose times are remembered."""
 
@@ -110,12 +113,15 @@ def ready(result: Any) -> bool:
 
 
 def end_process(text: str) -> None:
-    """Print what is known, where every thread stands, and end: no cleanup could be waited for."""
+    """Print what is known, where every thread stands, and end: no cleanup could be waited for, nor could a full pipe."""
     import jax
 
-    own = f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}"
-    print(f"gramjax: {own}: {text}; where every thread stands:", file=sys.stderr, flush=True)
-    faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-    sys.stderr.flush()
-    sys.stdout.flush()
-    os._exit(STUCK)
+    last = threading.Timer(PRINTING, os._exit, (STUCK,))
+    last.daemon = True
+    last.start()
+    try:
+        own = f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}"
+        print(f"gramjax: {own}: {text}; where every thread stands:", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+    finally:
+        os._exit(STUCK)
