@@ -113,7 +113,7 @@ def ready(result: Any) -> bool:
 
 
 def end_process(text: str) -> None:
-    """Print what is known, where every thread stands, and end: no cleanup could be waited for, nor could a full pipe."""
+    """Print what is known and where every thread stands, and end: no cleanup is waited for, nor a pipe that is full."""
     import jax
 
     last = threading.Timer(PRINTING, os._exit, (STUCK,))
