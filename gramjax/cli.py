@@ -114,7 +114,7 @@ def note(code: int) -> None:
 def run(argv: list[str] | None = None) -> None:
     """The console script: run a verb, print errors as one line, exit with the code."""
     words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["train"]:
+    if argv is None and words[:1] == ["train"]:  # the process is ours
         signals.before_the_job()
     try:
         code = main(words)

@@ -128,4 +128,4 @@ if __name__ == "__main__":
     from gramjax import cli
 
     install(faults())
-    cli.run(sys.argv[1:])
+    cli.run()
