@@ -56,7 +56,9 @@ def has_copies(leaf: Any) -> bool:
     place = getattr(leaf, "sharding", None)
     if not isinstance(place, NamedSharding) or place.mesh.size == 1 or leaf.size == 0:
         return False
-    return jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == jnp.bool_
+    if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == jnp.bool_):
+        return False
+    return len({str(part) for part in place.devices_indices_map(leaf.shape).values()}) < place.mesh.size
 
 
 def digests(leaves: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
