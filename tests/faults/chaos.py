@@ -25,7 +25,7 @@ STEPS, SAVE_EVERY, EVAL_EVERY = 300, 5, 20
 SETTINGS = (f"--config.train.steps={STEPS}", f"--config.train.save_every={SAVE_EVERY}",
             f"--config.train.eval_every={EVAL_EVERY}", "--config.safety.max_crashes=0")  # fmt: skip
 WAYS = ("kill", "kill in a save", "term", "term in an evaluation", "launcher term", "launcher ctrl-c")
-PATIENCE = 120
+PATIENCE = 240
 """Seconds after which a job that does not end counts as hanging."""
 
 
@@ -64,6 +64,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have background jobs ignore Ctrl-C, and theirs
     rng, started = random.Random(arguments.seed), time.time()
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w") as log:
         run, alone = Path(folder) / "run", Path(folder) / "alone"
