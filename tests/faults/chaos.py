@@ -13,6 +13,7 @@ import collections
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +28,8 @@ SETTINGS = (f"--config.train.steps={STEPS}", f"--config.train.save_every={SAVE_E
 WAYS = ("kill", "kill in a save", "term", "term in an evaluation", "launcher term", "launcher ctrl-c")
 PATIENCE = 240
 """Seconds after which a job that does not end counts as hanging."""
+
+HANGS = -1000
 
 
 def disturb(run: Path, log, rng: random.Random, way: str) -> int:
@@ -53,6 +56,8 @@ def disturb(run: Path, log, rng: random.Random, way: str) -> int:
         elif rank in found:
             os.kill(found[rank], signal.SIGKILL if way == "kill" else signal.SIGTERM)
         return job.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        return HANGS
     finally:
         two.end(job)
 
@@ -69,13 +74,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w") as log:
         run, alone = Path(folder) / "run", Path(folder) / "alone"
         two.undisturbed(alone, *SETTINGS)
-        ways = collections.Counter[str]()
+        ways, hung = collections.Counter[str](), 0
         while ways.total() < arguments.kills and time.time() - started < 60 * arguments.minutes * 0.8:
             way = WAYS[ways.total() % len(WAYS)] if ways.total() < len(WAYS) else rng.choice(WAYS)
             code = disturb(run, log, rng, way)
             if code == 0:
                 print("     it came to its end", flush=True)
                 break
+            hung += code == HANGS
             ways[way] += 1
             print(f"{ways.total():>3}  {way:<22} exit {code:>4}  steps {max(two.steps_in(run), default=0)}", flush=True)
         job = two.launch(run, *SETTINGS, log=log)
@@ -85,9 +91,9 @@ def main() -> int:
         equal = all((got[path] == want[path]).all() for path in want)
         whole = two.lines_in(run) == two.lines_in(alone) and two.steps_in(run) == list(range(1, STEPS + 1))
         counts = ", ".join(f"{count} {way}" for way, count in sorted(ways.items()))
-        print(f"{ways.total()} disturbances ({counts}) in {time.time() - started:.0f} s; last exit {code}; weights "
-              f"bit-equal: {equal}; every line of metrics once and the same: {whole}")  # fmt: skip
-        if code or not (equal and whole):
+        print(f"{ways.total()} disturbances ({counts}) in {time.time() - started:.0f} s; {hung} did not end; last exit {code}; "
+              f"weights bit-equal: {equal}; every line of metrics once and the same: {whole}")  # fmt: skip
+        if code or hung or not (equal and whole):
             log.flush()
             print((Path(folder) / "log").read_text()[-4000:])
             return 1
