@@ -8,8 +8,9 @@ import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from gramjax.core import checks, sharding
-from gramjax.core.config import MeshSection
+from gramjax.core.config import MeshSection, TrainSection
 from gramjax.core.errors import UserError
+from gramjax.training import setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +92,14 @@ def test_processes_that_hold_the_same_rows_give_the_same_rows():
     ):
         mesh = mesh_of(4, **sizes)
         assert [sharding.share_of_rows(mesh, process) for process in range(4)] == want, sizes
+
+
+def test_rows_and_lengths_that_do_not_divide_are_refused():
+    with pytest.raises(UserError, match="a part of the rows of another"):
+        sharding.share_of_rows(mesh_of(2, data=3, tensor=2), 0)
+    with pytest.raises(UserError, match="config.data.max_length=63 does not divide over config.mesh.context=2"):
+        setup.check_batch(TrainSection(batch_size=8), mesh_of(1, data=2, context=2), 63)
+    setup.check_batch(TrainSection(batch_size=8), mesh_of(1, data=2, context=2), 64)
 
 
 def test_batches_are_cut_along_rows_and_length():
