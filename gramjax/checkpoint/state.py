@@ -76,13 +76,18 @@ def choose(workdir: str | Path, step: int | None) -> list[int]:
     return [step] if step is not None else known[::-1]
 
 
-def verify(workdir: str | Path, step: int) -> list[str]:
-    """Problems of one committed step: empty when every leaf can be read and has the value that was saved."""
+def verify(workdir: str | Path, step: int, given_up: Callable[[], bool] = lambda: False) -> list[str]:
+    """Problems of one committed step: empty when every leaf can be read and has the value that was saved.
+
+    `given_up` is asked now and then; a step that was not read to its end does not count as whole.
+    """
     folder = Path(workdir) / FOLDER / str(step)
     try:
-        _read_all(folder)
+        _read_all(folder, given_up=given_up)
     except DataError as error:
         return [str(error)]
+    if given_up():
+        return [f"{folder}: not read to its end"]
     _remember(workdir, step)
     return []
 
@@ -103,7 +108,9 @@ def examine(workdir: str | Path, step: int) -> tuple[int, dict[str, str]]:
     return count, damaged
 
 
-def _read_all(folder: Path, damaged: dict[str, str] | None = None) -> int:
+def _read_all(
+    folder: Path, damaged: dict[str, str] | None = None, given_up: Callable[[], bool] = lambda: False
+) -> int:
     """Read and compare every leaf of a step; how many there are."""
     record = manifest.read(folder)
     place = on_the_host()
@@ -112,7 +119,8 @@ def _read_all(folder: Path, damaged: dict[str, str] | None = None) -> int:
         for name, leaf in record.leaves.items()
     }
     for _ in read_leaves(folder, record, abstract, damaged):
-        pass
+        if given_up():
+            break
     return len(abstract)
 
 
@@ -183,7 +191,7 @@ class Checkpoints:
         self._remains: set[int] = set()
         """Steps whose save found no room. Looked for more than once: threads of a save that failed may still write."""
         self._reader: threading.Thread | None = None
-        self._settled = threading.Event()
+        self._settled, self._given_up = threading.Event(), threading.Event()
         atomicity = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None,  # retention is ours: Orbax would delete a good step for a bad one
@@ -203,7 +211,7 @@ class Checkpoints:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         # With an error of this process alone nobody else comes here, and to close is something that all do together.
         if error is None or jax.process_count() == 1 or getattr(error, "agreed", False):
-            self.close()
+            self.close(hurry=error is not None)
 
     def steps(self) -> list[int]:
         """Committed steps, ascending."""
@@ -288,10 +296,13 @@ class Checkpoints:
                 f"checkpoint {step} was not written: the disk of {self.workdir} is full, older ones are whole"
             ) from error
 
-    def close(self) -> None:
-        """Finish the last save and drop old steps."""
+    def close(self, hurry: bool = False) -> None:
+        """Finish the last save and drop old steps; in a `hurry` (a request to stop, an error) the next run drops."""
         self.wait()
-        self._retain()
+        if hurry:
+            self._stop_reading(wait=False)
+        else:
+            self._retain()
         self._manager.close()
 
     def restore(
@@ -355,7 +366,7 @@ class Checkpoints:
 
     def _verify_when_committed(self, step: int) -> None:
         """Verify a step that is being saved in a thread, if retention will ask for it: no step of the run waits."""
-        steps = [*self.steps(), step]
+        steps = sorted({*self.steps(), step})
         if jax.process_index() or len(steps) <= self.keep or self._verified & set(steps[-self.keep :]):
             return
         self._settled.clear()
@@ -364,11 +375,20 @@ class Checkpoints:
             committed = self.workdir / FOLDER / str(step) / COMMITTED
             while not committed.exists() and not self._settled.wait(0.2):
                 pass
-            if committed.exists() and not verify(self.workdir, step):
+            if committed.exists() and not verify(self.workdir, step, self._given_up.is_set):
                 self._verified.add(step)
 
         self._reader = threading.Thread(target=read, name="verification", daemon=True)
         self._reader.start()
+
+    def _stop_reading(self, wait: bool) -> None:
+        """No verification goes on after this: it is waited for, or given up."""
+        self._settled.set()
+        if not wait:
+            self._given_up.set()
+        if self._reader is not None:
+            self._reader.join()
+            self._reader = None
 
     def _sweep(self, steps: Collection[int] | None = None) -> None:
         """Remove what is there of these steps, or of any, and was never committed."""
@@ -390,9 +410,7 @@ class Checkpoints:
 
     def _delete_old(self) -> None:
         """What process 0 does of it, with its own eyes: the others have nothing to read."""
-        if self._reader is not None:
-            self._reader.join()
-            self._reader = None
+        self._stop_reading(wait=True)
         steps = self.steps()
         old, kept = steps[: -self.keep], steps[-self.keep :]
         if not self._verified & set(kept) and not any(not self.verify(step) for step in reversed(kept)):

@@ -325,9 +325,9 @@ def test_no_save_waits_for_a_verification(tmp_path, monkeypatch):
     """What retention asks for is read in the background, once for every `keep` saves, as soon as it is committed."""
     read, verify = [], states.verify
 
-    def noted(workdir, step):
+    def noted(workdir, step, *rest):
         read.append((step, threading.current_thread().name))
-        return verify(workdir, step)
+        return verify(workdir, step, *rest)
 
     monkeypatch.setattr(states, "verify", noted)
     with states.Checkpoints(tmp_path, keep=2) as checkpoints:
@@ -337,6 +337,29 @@ def test_no_save_waits_for_a_verification(tmp_path, monkeypatch):
             if checkpoints._reader is not None:
                 checkpoints._reader.join()
     assert read == [(step, "verification") for step in (3, 5, 7)] and states.steps_of(tmp_path) == [6, 7]
+
+
+def test_who_has_to_leave_reads_nothing_to_its_end(tmp_path, monkeypatch):
+    """A request to stop: the save is finished, a verification is given up, and nothing is deleted for it."""
+    asked, monkey = threading.Event(), states.verify
+
+    def slow(workdir, step, given_up):
+        asked.set()
+        while not given_up():
+            threading.Event().wait(0.01)
+        return monkey(workdir, step, given_up)
+
+    monkeypatch.setattr(states, "verify", slow)
+    with pytest.raises(KeyboardInterrupt), states.Checkpoints(tmp_path, keep=1) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, make_state(step), {}, META)
+        asked.wait()
+        raise KeyboardInterrupt
+    assert states.steps_of(tmp_path) == [1, 2] and not checkpoints._verified
+    monkeypatch.undo()
+    with states.Checkpoints(tmp_path, keep=1):
+        pass
+    assert states.steps_of(tmp_path) == [2]
 
 
 def test_read_run(tmp_path):
