@@ -113,6 +113,8 @@ def check(request: Request, vocab_size: int, longest: int) -> None:
         )
     if problems := wrong(request.sampling):
         raise UserError(f"{where}: {problems[0]}")
+    if never := [token for token in request.sampling.stop_ids if not 0 <= token < vocab_size]:
+        raise UserError(f"{where}: config.sampling.stop_ids: {never[0]} is no token of a vocabulary of {vocab_size}")
     if "" in request.sampling.stop:
         raise UserError(f"{where}: sampling.stop holds an empty text, which would end every answer")
 

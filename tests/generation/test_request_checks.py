@@ -32,6 +32,7 @@ from gramjax.generation.sample import generate
         ({"repetition_penalty": 0.0}, UserError, "repetition_penalty is 0.0; it must be above 0"),
         ({"n": 0}, UserError, "sampling.n is 0; it must be from 1"),
         ({"max_tokens": -1}, UserError, "max_tokens is -1"),
+        ({"stop_ids": (3, 99)}, UserError, "stop_ids: 99 is no token of a vocabulary of 40"),
         ({"stop": ("a", "")}, UserError, "request 'x': sampling.stop holds an empty text"),
         ({"stop": "abc"}, UserError, "stop takes a tuple of texts, not 'abc'"),
     ],
