@@ -91,8 +91,8 @@ def main() -> int:
         equal = all((got[path] == want[path]).all() for path in want)
         whole = two.lines_in(run) == two.lines_in(alone) and two.steps_in(run) == list(range(1, STEPS + 1))
         counts = ", ".join(f"{count} {way}" for way, count in sorted(ways.items()))
-        print(f"{ways.total()} disturbances ({counts}) in {time.time() - started:.0f} s; {hung} did not end; last exit {code}; "
-              f"weights bit-equal: {equal}; every line of metrics once and the same: {whole}")  # fmt: skip
+        print(f"{ways.total()} disturbances ({counts}) in {time.time() - started:.0f} s; {hung} did not end; last exit "
+              f"{code}; weights bit-equal: {equal}; every line of metrics once and the same: {whole}")  # fmt: skip
         if code or hung or not (equal and whole):
             log.flush()
             print((Path(folder) / "log").read_text()[-4000:])

@@ -10,7 +10,6 @@ step N has begun and goes on in the background).
 
 import os
 import signal
-import sys
 import time
 
 from gramjax.checkpoint import state as checkpoints
