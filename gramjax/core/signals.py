@@ -121,6 +121,7 @@ class Watch:
         self._first = self._first or now
         if self._count > 1:
             end(f"{name} after another request to stop: ended at once, what was saved is whole", 128 + number)
+        print(f"gramjax: {name}: stops where it can go on from; once more ends it at once", file=sys.stderr, flush=True)
         if self._tell is not None:
             self._tell(signal.SIGTERM)
 

@@ -31,7 +31,8 @@ def main(argv: list[str]) -> int:
     runtime.return_large_blocks()
     with signals.Watch(at_once=True) as watch:
         runtime.start(distributed=arguments.distributed, expected=arguments.devices)
-        watch.begin(jax.process_count() > 1)
+        if not arguments.dry_run:
+            watch.begin(jax.process_count() > 1)
         stop = processes.stopping(lambda: watch.asked)
         for name, config, workdir in phases(arguments.config, Path(arguments.workdir), arguments.dry_run):
             if arguments.dry_run:
