@@ -128,7 +128,8 @@ def test_a_training_that_fails_at_step_seven_each_time(tmp_path, monkeypatch, ca
     assert [entry["step"] for entry in entries] == list(range(1, 10))
     assert tries.read(folder / "tries.json") == []
     last = entries[-1]
-    assert last["goodput/starts"] == 4 and 0 < last["goodput/share"] < 1  # the one that was refused was no start
+    # Only tries that wrote a line are starts: the last, the killed one, and the one after it if it had to repeat lines.
+    assert last["goodput/starts"] in (2, 3) and 0 < last["goodput/share"] < 1
     seconds = {name: last[f"goodput/{name}"] for name in ("steps", "startup", "compile", "saving")}
     assert min(seconds.values()) > 0 and last["goodput/startup"] > entries[0]["goodput/startup"]
     assert last["goodput/share"] == pytest.approx(
