@@ -82,9 +82,8 @@ def check(config: Config) -> None:
         raise UserError(f"num_heads {config.num_heads} is not a multiple of num_kv_heads {config.num_kv_heads}")
     if config.head_dim % 2:
         raise UserError(f"head_dim {config.head_dim} must be even for rotary embeddings")
-    if config.sliding_window < 0 or any(not 0 <= layer < config.num_layers for layer in config.full_layers):
-        raise UserError(f"sliding_window is {config.sliding_window} and full_layers {config.full_layers}; a window has "
-                        f"0 tokens or more, and layers are 0 to {config.num_layers - 1}")  # fmt: skip
+    if config.sliding_window < 0:
+        raise UserError(f"sliding_window is {config.sliding_window}; a window has 0 tokens or more (0: none)")
     if config.preference_width < 0:
         raise UserError(f"preference_width is {config.preference_width}; it must be 0 or more")
     if "margin" in config.heads and "preference" not in config.heads:
@@ -230,7 +229,7 @@ def forward(
     if positions_BT is None:
         start = cache.positions[:, None] if cache is not None else 0
         positions_BT = start + jnp.maximum(jnp.cumsum(real_BT, axis=1) - 1, 0)
-    key_segments, offset = segments_BT, None
+    key_segments, offset = constrain(segments_BT, "batch", None), None  # of whole rows, gathered once for all layers
     if cache is not None:
         offset = cache.lengths
         key_segments = jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice_in_dim(row, new, at, axis=0))(
