@@ -43,7 +43,7 @@ def disturb(run: Path, log, rng: random.Random, way: str) -> int:
         fault = f"term@eval{(steps // EVAL_EVERY + 1) * EVAL_EVERY}:{rank}"
     job = two.launch(run, *SETTINGS, log=log, fault=fault)
     try:
-        if "@step" not in fault and fault:
+        if way in ("kill in a save", "term in an evaluation"):
             return job.wait(PATIENCE)
         early, target = rng.random() < 0.2, steps + rng.randint(1, 6)
         until = time.time() + rng.uniform(1, 8)
