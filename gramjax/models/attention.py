@@ -102,7 +102,7 @@ def attention(
         mesh=mesh,
         in_specs=(
             None if kernel is None else splash.spec(kernel, mesh, over or None), queries, keys, keys,
-            PartitionSpec(*queries[:2]), PartitionSpec(*keys[:2]), None if offset_B is None else PartitionSpec(keys[0]),
+            PartitionSpec(*queries[:2]), PartitionSpec(keys[0]), None if offset_B is None else PartitionSpec(keys[0]),
         ),
         out_specs=queries,
         check_vma=False,
@@ -142,10 +142,9 @@ def _local(
     projections, and every form, window and segment stays as it is. A causal ring has as many steps as devices, most of
     which would see nothing of a part and wait for the last.
     """
-    if over:
-        k_BSKE, v_BSKE, key_segments_BS = (
-            jax.lax.all_gather(x, over, axis=1, tiled=True) for x in (k_BSKE, v_BSKE, key_segments_BS)
-        )
+    if over:  # as one array: one collective each way
+        both_BSKE = jnp.concatenate([k_BSKE, v_BSKE.astype(k_BSKE.dtype)], axis=2)
+        k_BSKE, v_BSKE = jnp.split(jax.lax.all_gather(both_BSKE, over, axis=1, tiled=True), 2, axis=2)
     if chosen == "splash":  # the kernel knows which queries it has
         return splash.attend(kernel, q_BTHE, k_BSKE, v_BSKE, segments_BT, key_segments_BS)
     first = jax.lax.axis_index(over) * q_BTHE.shape[1] if over else None

@@ -21,6 +21,7 @@ def run(tmp_path_factory):
         os.environ,
         JAX_PLATFORMS="cpu",
         XLA_FLAGS="--xla_force_host_platform_device_count=8",
+        NPROC="32",  # see test_training_meshes
         JAX_COMPILATION_CACHE_DIR=str(tmp_path_factory.mktemp("xla")),
     )
     done = subprocess.run([sys.executable, str(WORKER), *MESHES], env=environment, capture_output=True, text=True)

@@ -13,7 +13,8 @@ WORKER = Path(__file__).parent / "attention_worker.py"
 
 @pytest.fixture(scope="module")
 def found():
-    environment = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    flags = "--xla_force_host_platform_device_count=8"
+    environment = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS=flags, NPROC="32")  # see test_training_meshes
     done = subprocess.run([sys.executable, str(WORKER)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]

@@ -312,7 +312,8 @@ def test_truncation_at_full_rank_changes_nothing_and_below_it_loses_the_least():
 def test_four_devices_give_the_gradients_of_one():
     """Spread over fsdp, over fsdp and tensor (the alignment mixes heads of different devices), and over the length."""
     worker = Path(__file__).parent / "lisa_worker.py"
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+           "NPROC": "32"}  # fmt: skip
     out = subprocess.run([sys.executable, str(worker)], env=env, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr[-2000:]
     assert "nvoluntary" not in out.stderr

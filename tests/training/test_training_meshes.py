@@ -14,7 +14,9 @@ WORKER = Path(__file__).parent / "mesh_worker.py"
 
 
 def run(devices: int, data: int, fsdp: int, tensor: int, context: int, *objectives: str) -> tuple[dict, str]:
-    environment = dict(os.environ, XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
+    # NPROC: threads of XLA. A collective that waits for another device holds one, and as few as a small machine has
+    # cores may all be held.
+    environment = dict(os.environ, XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}", NPROC="32")
     done = subprocess.run(
         [sys.executable, str(WORKER), *map(str, (data, fsdp, tensor, context)), *objectives],
         env=environment,
