@@ -2,7 +2,8 @@
 
 A clock listens to what the job says that it begins (`progress`) and looks at a result of the last step without waiting
 for it, so it costs the devices nothing. The sums are written with every line of metrics, and a run that goes on adds to
-those of the last line: steps that have to be made a second time are taken from `steps` and become `repeated`.
+those of the last line: steps that have to be made a second time are taken from `steps` and become `repeated`. A start
+that ends before its first line leaves no trace.
 """
 
 import threading
