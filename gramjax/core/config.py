@@ -147,8 +147,8 @@ class TrainSection:
     """Run the evals of `config.evals` on `config.data.valid` at the end and every `eval_every` steps."""
     eval_every: int = 0
     """Steps between evaluations; 0: only at the end."""
-    save_every: int = 0
-    """0: only at the end."""
+    save_every: int = 500
+    """Steps between checkpoints: what a kill loses at most; 0: only at the end (and when asked to stop)."""
     keep: int = 3
     """Checkpoints kept."""
 
