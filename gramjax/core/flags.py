@@ -179,7 +179,7 @@ def tuples(config: ConfigDict) -> ConfigDict:
 
 
 def complete(config: ConfigDict, name: str, verb: str) -> None:
-    """Give a training config what it leaves out, with its defaults (one saved by an older version knows fewer settings).
+    """Give a training config what it leaves out, with its defaults (an older version saved fewer settings).
 
     Raises UserError for a value where a section belongs, and for a job without a section that all packaged configs of
     its verb have.
