@@ -18,7 +18,8 @@ SETTINGS = ("--config.train.save_every=1", "--config.train.evaluate=False")
 
 def train(workdir, devices, *settings, processes=0):
     """`gramjax train` with this many simulated devices (of each process); its metrics by step."""
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "XLA_FLAGS": flags, "NPROC": "32"}  # see test_training_meshes
     command = [sys.executable, "-m", "gramjax"]
     if processes:
         command = [str(ROOT / "launch" / "gpu_host.sh"), f"--processes={processes}"]
