@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import test_two_processes as two  # noqa: E402
 
-STEPS, SAVE_EVERY, EVAL_EVERY = 450, 5, 20
+STEPS, SAVE_EVERY, EVAL_EVERY = 360, 5, 20
 SETTINGS = (f"--config.train.steps={STEPS}", f"--config.train.save_every={SAVE_EVERY}",
             f"--config.train.eval_every={EVAL_EVERY}", "--config.safety.max_crashes=0")  # fmt: skip
 WAYS = ("kill", "kill in a save", "term", "term in an evaluation", "launcher term", "launcher ctrl-c")
