@@ -88,7 +88,7 @@ def check(cells: dict[str, Any]) -> None:
 
 def table(results: dict[str, Any]) -> list[str]:
     """The rows of docs/scale.md."""
-    heads = ("model", "program", "slice", "sequences", "GiB per chip (of)", "collectives, GiB", "floor, s", "most")
+    heads = ("model", "program", "slice", "sequences", "GiB per chip (of)", "traffic, GiB", "floor, s", "most that fit")
     out = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, found in sorted(results["cells"].items(), key=lambda item: order(item[0])):
         model, use, topology = name.split("/")

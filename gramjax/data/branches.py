@@ -86,7 +86,8 @@ def lay_out(
 ) -> dict[str, np.ndarray]:
     """A batch of exactly `batch_size` rows padded on the right: `tokens`, `segment_ids`, `positions` [batch, length],
     `ends` and `example_mask` [batch, most]; with masks also `labels` and `loss_mask` [batch, length]; where rows may
-    hold several sequences also `shared` [batch], the tokens of each beginning: a model must know that there may be some.
+    hold several sequences also `shared` [batch], the tokens of each beginning: a model must know that there may be
+    some.
 
     Rows that only fill the batch hold one token, so that no row attends to nothing.
     """

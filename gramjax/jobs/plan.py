@@ -92,7 +92,10 @@ def lines(found: dict[str, Any], name: str = "") -> Iterator[str]:
     more = f" (x {again:.2f} with what remat computes again)" if again > 1.001 else ""
     yield f"  products    {found['flops_per_step'] / 1e12:9.2f} TFLOP per step, all devices{more}"
     kinds = ", ".join(f"{kind} {size:.2f}" for kind, size in found["collective_gib_by_kind"].items() if size >= 0.005)
-    yield f"  collectives {found['collective_gib_per_step']:9.2f} GiB received per device and step ({kinds or 'none'})"
+    if found["collective_gib_per_step"] is None:
+        yield '  collectives   unknown: this JAX cannot read the program of a newer compiler (pip install "gramjax[plan]")'
+    else:
+        yield f"  collectives {found['collective_gib_per_step']:9.2f} GiB received per device and step ({kinds or 'none'})"
     if found["floor_step_seconds"]:
         causes = ", ".join(f"{name} {value:.4f}" for name, value in found["floor_seconds_by_cause"].items())
         yield f"  floor       {found['floor_step_seconds']:9.4f} s per step, no prediction ({causes})"

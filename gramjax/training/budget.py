@@ -40,8 +40,8 @@ class Budget:
     """Products of the step, without what remat computes again."""
     hardware_flops_per_step: int
     """With it."""
-    collective_gib_per_step: float
-    """What a device receives."""
+    collective_gib_per_step: float | None
+    """What a device receives; None where this JAX cannot read the program of a newer compiler."""
     collective_gib_by_kind: Mapping[str, float]
     floor_step_seconds: float
     """No step can be faster, by the chip's public figures: the longest of the three below. No prediction."""
@@ -68,6 +68,7 @@ def read(program: Program, topology: Topology) -> Budget:
     lowered = program.lower()
     needed = 0.0
     by_kind: Mapping[str, int] = {}
+    readable = True
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -76,7 +77,7 @@ def read(program: Program, topology: Topology) -> Budget:
         memory = compiled.memory_analysis()
         needed = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         needed += memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-        by_kind = collectives.bytes_by_kind(compiled.as_text())
+        by_kind, readable = traffic(compiled)
     seconds = time.perf_counter() - began
     estimated = topology.platform == "gpu"
     if estimated:
@@ -106,7 +107,7 @@ def read(program: Program, topology: Topology) -> Budget:
         temporaries_gib=gib(max(needed - arguments, 0)),
         flops_per_step=model_flops,
         hardware_flops_per_step=hardware_flops,
-        collective_gib_per_step=gib(moved),
+        collective_gib_per_step=gib(moved) if readable else None,
         collective_gib_by_kind={kind: gib(size) for kind, size in by_kind.items()},
         floor_step_seconds=round(max(floors.values(), default=0.0), 6),
         floor_seconds_by_cause={name: round(value, 6) for name, value in floors.items()},
@@ -114,6 +115,14 @@ def read(program: Program, topology: Topology) -> Budget:
         estimated=estimated,
         settings=program.settings,
     )
+
+
+def traffic(compiled: Any) -> tuple[Mapping[str, int], bool]:
+    """Bytes by kind of collective, and whether the text of the program could be read."""
+    try:
+        return collectives.bytes_by_kind(compiled.as_text()), True
+    except jax.errors.JaxRuntimeError:  # a libtpu that is newer than this JAX asks for
+        return {}, False
 
 
 def needed_bytes(message: str, arguments: int) -> float:

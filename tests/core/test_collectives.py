@@ -99,7 +99,7 @@ ENTRY %main (x: f32[4,8]) -> f32[4,8] {
 
 
 def test_text_of_a_tpu_program():
-    """A loop without a known count runs as often as its condition and step say; a collective in two fusions counts once."""
+    """A loop without a known count runs as often as its condition and step say; one in two fusions counts once."""
     found = collectives.bytes_by_kind(TPU)
     assert found["collective-permute"] == 6 * 4 * 8 * 4
     assert found["all-gather"] == 6 * 16 * 8 * 2
