@@ -93,9 +93,10 @@ def lines(found: dict[str, Any], name: str = "") -> Iterator[str]:
     yield f"  products    {found['flops_per_step'] / 1e12:9.2f} TFLOP per step, all devices{more}"
     kinds = ", ".join(f"{kind} {size:.2f}" for kind, size in found["collective_gib_by_kind"].items() if size >= 0.005)
     if found["collective_gib_per_step"] is None:
-        yield '  collectives   unknown: this JAX cannot read the program of a newer compiler (pip install "gramjax[plan]")'
+        yield '  collectives   unknown: this JAX cannot read what a newer compiler made (pip install "gramjax[plan]")'
     else:
-        yield f"  collectives {found['collective_gib_per_step']:9.2f} GiB received per device and step ({kinds or 'none'})"
+        moved = found["collective_gib_per_step"]
+        yield f"  collectives {moved:9.2f} GiB received per device and step ({kinds or 'none'})"
     if found["floor_step_seconds"]:
         causes = ", ".join(f"{name} {value:.4f}" for name, value in found["floor_seconds_by_cause"].items())
         yield f"  floor       {found['floor_step_seconds']:9.4f} s per step, no prediction ({causes})"
