@@ -93,7 +93,7 @@ def test_examples_and_loss_are_those_of_next_token_cross_entropy(part):
 class FreeLogits:
     """A model whose logits are drawn at random, whatever the tokens."""
 
-    logit_chunk = 64
+    logit_chunk, mesh = 64, None
 
     def forward(self, weights, batch):
         return types.SimpleNamespace(hidden=weights["hidden"][:, : batch["tokens"].shape[1]])
