@@ -72,7 +72,7 @@ def read(program: Program, topology: Topology) -> Budget:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        needed = needed_bytes(str(error), arguments)
+        needed = needed_bytes(str(error))
     else:
         memory = compiled.memory_analysis()
         needed = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -125,13 +125,12 @@ def traffic(compiled: Any) -> tuple[Mapping[str, int], bool]:
         return {}, False
 
 
-def needed_bytes(message: str, arguments: int) -> float:
+def needed_bytes(message: str) -> float:
     """The memory that a refused program wanted, from the compiler's message; raises it again when it says no size."""
     found = re.search(r"\(([\d.]+)([KMGT])\) exceeds", message) or re.search(r"Used ([\d.]+)([KMGT]) of", message)
     if "RESOURCE_EXHAUSTED" not in message or found is None:
         raise RuntimeError(message)
-    size = float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)
-    return size + arguments if "temporaries (" in message else size
+    return float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)  # its "temporaries" are the arguments, too
 
 
 def estimated_temporaries(program: Program) -> float:
