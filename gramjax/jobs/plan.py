@@ -31,6 +31,9 @@ def main(argv: list[str]) -> int:
     topology = chips.parse(own["topology"])
     chips.prepare(topology)
     arguments = flags.parse(rest, "plan", workdir_needed=False)
+    for name in ("workdir", "dry_run", "distributed", "devices"):
+        if getattr(arguments, name):
+            raise UserError(f"plan: --{name} means nothing here: a plan runs and writes nothing; leave it out")
     from gramjax.core.phases import phases
 
     say, results = "json" not in own, {}
@@ -92,11 +95,11 @@ def lines(found: dict[str, Any], name: str = "") -> Iterator[str]:
     more = f" (x {again:.2f} with what remat computes again)" if again > 1.001 else ""
     yield f"  products    {found['flops_per_step'] / 1e12:9.2f} TFLOP per step, all devices{more}"
     kinds = ", ".join(f"{kind} {size:.2f}" for kind, size in found["collective_gib_by_kind"].items() if size >= 0.005)
-    if found["collective_gib_per_step"] is None:
-        yield '  collectives   unknown: this JAX cannot read what a newer compiler made (pip install "gramjax[plan]")'
-    else:
+    if found["collective_gib_per_step"] is not None:
         moved = found["collective_gib_per_step"]
         yield f"  collectives {moved:9.2f} GiB received per device and step ({kinds or 'none'})"
+    elif found["fits"]:
+        yield '  collectives   unknown: this JAX cannot read what a newer compiler made (pip install "gramjax[plan]")'
     if found["floor_step_seconds"]:
         causes = ", ".join(f"{name} {value:.4f}" for name, value in found["floor_seconds_by_cause"].items())
         yield f"  floor       {found['floor_step_seconds']:9.4f} s per step, no prediction ({causes})"
@@ -135,16 +138,18 @@ def changes(config: Any, topology: chips.Topology) -> Iterator[dict[str, Any]]:
             yield {"train.logit_chunk": 256}
         order = ("none", "projections", "full")
         yield from ({"train.remat": name} for name in order[order.index(config.train.remat) + 1 :])
-        shards = max(topology.count // max(config.mesh.tensor, 1), 1)
+        rolls = "grpo" in config  # a step is counted in prompts there
+        field, each = ("grpo.prompts_per_step", config.grpo.group_size) if rolls else ("train.batch_size", 1)
+        section, name = field.split(".")
+        count, shards = config[section][name], max(topology.count // max(config.mesh.tensor, 1), 1)
         for factor in (2, 4, 8):
-            if config.train.batch_size % (shards * config.train.grad_accum * factor) == 0:
+            if count * each % (shards * config.train.grad_accum * factor) == 0:
                 yield {"train.grad_accum": config.train.grad_accum * factor}
         for tensor in (2, 4, 8):
             if tensor > config.mesh.tensor and topology.count % tensor == 0:
                 yield {"mesh.tensor": tensor}
-        half = config.train.batch_size // 2
-        if half:
-            yield {"train.batch_size": half}
+        if count // 2:
+            yield {field: count // 2}
         return
     name = "score.batch_size" if config.job == "score" else "generation.slots"
     if config.job == "generate" and config.generation.gather_weights:

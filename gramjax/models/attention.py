@@ -8,8 +8,8 @@ Which implementation is fast depends on the backend, and this is the one place t
 - `cudnn`: NVIDIA's fused kernel (bfloat16 or float16 on GPUs).
 - `splash`: the Pallas kernel for TPUs (`models.splash`).
 
-On several devices each of them runs under `shard_map`, on the rows and heads that a device holds: left to itself the
-partitioner gathers keys and moves scores (ten times the traffic of everything else, at the same memory).
+On several devices each of them runs under `shard_map`, on the rows and heads that a device holds, so that the
+partitioner cannot choose to gather keys and to move scores.
 
 Shape letters: B batch, T query length, S key length, H heads, K kv heads, G heads per kv head, E head width.
 """

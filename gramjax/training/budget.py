@@ -41,7 +41,8 @@ class Budget:
     hardware_flops_per_step: int
     """With it."""
     collective_gib_per_step: float | None
-    """What a device receives; None where this JAX cannot read the program of a newer compiler."""
+    """What a device receives; None where there is no program to read (it does not fit), or this JAX cannot read that of
+    a newer compiler."""
     collective_gib_by_kind: Mapping[str, float]
     floor_step_seconds: float
     """No step can be faster, by the chip's public figures: the longest of the three below. No prediction."""
@@ -68,11 +69,10 @@ def read(program: Program, topology: Topology) -> Budget:
     lowered = program.lower()
     needed = 0.0
     by_kind: Mapping[str, int] = {}
-    readable = True
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        needed = needed_bytes(str(error))
+        needed, readable = needed_bytes(str(error)), False
     else:
         memory = compiled.memory_analysis()
         needed = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -91,8 +91,7 @@ def read(program: Program, topology: Topology) -> Budget:
         floors = {
             "products": hardware_flops / topology.count / (chip.tflops * 1e12),
             "memory": (arguments + program.writes * sizes.get("optimizer", 0) * 1.5) / (chip.bandwidth_gb * 1e9),
-            "network": moved / (chip.link_gb * 1e9),
-        }
+        } | ({"network": moved / (chip.link_gb * 1e9)} if readable else {})
     gib = lambda size: round(size / GIB, 3)  # noqa: E731
     return Budget(
         program=program.name,

@@ -26,14 +26,12 @@ from gramjax.models import heads, lora
 from gramjax.scoring import reading, reward_model
 from gramjax.training import scoring, setup
 
-JOBS = ("train", "score", "generate")
-
 EXAMPLES: dict[str, dict[str, Any]] = {
     rows.PREFERENCE: {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1.0},
     rows.LANGUAGE_MODELING: {"text": "a b"},
     rows.PROMPT_COMPLETION: {"prompt": "a", "completion": "b"},
     rows.PAIR_UNLABELLED: {"prompt": "a", "responses": ["b", "c"]},
-    rows.RESPONSES: {"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2]},
+    rows.RESPONSES: {"prompt": "a", "responses": ["b", "c"], "scores": [1.0, 0.0]},
     rows.RATIONALE: {"prompt": "a", "responses": ["b", "c"], "label": "A", "rationale": "because"},
     rows.PROMPT_ONLY: {"prompt": "a"},
 }

@@ -64,6 +64,8 @@ def test_phases_and_simulated_devices():
         (("--topology=v9:2", "--config=quickstart"), "expected KIND:SHAPE"),
         (("--topology=cpu:2", "--topology=cpu:4"), "--topology is given twice"),
         (("--topology=cpu:2",), "give --config"),
+        (("--topology=cpu:2", "--config=quickstart", "--workdir=x"), "--workdir means nothing here"),
+        (("--topology=cpu:2", "--config=quickstart", "--devices=4"), "--devices means nothing here"),
     ],
 )
 def test_what_is_refused(words, message, monkeypatch):

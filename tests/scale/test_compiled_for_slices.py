@@ -35,7 +35,7 @@ def test_memory_stays_what_it_was(compiled, case):
 
 def test_training_moves_its_weights_three_times(compiled):
     """Gathered for the forward pass and again for the backward pass, gradients scattered once, all in bfloat16; the
-    embedding is looked up where it lies. Attention left to the partitioner would move ten times as much."""
+    embedding is looked up where it lies."""
     found = compiled["train"]
     least = 3 * 2 * (found["parameters"] - found["embedding"]) / 2**30
     assert 0.8 * least < found["collective_gib_per_step"] < 1.15 * least

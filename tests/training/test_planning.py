@@ -1,13 +1,15 @@
 """A plan is made of the program that a job runs: the same text, the same shapes, the same bytes."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from gramjax.core import flops, presets, sharding, tree
+from gramjax.core import flags, flops, presets, sharding, tree
 from gramjax.core.errors import UserError
+from gramjax.core.phases import phases
 from gramjax.models import decoder
 from gramjax.training import budget, planning, setup
 
@@ -45,6 +47,16 @@ def test_the_step_is_the_one_that_training_runs(use, tmp_path):
     assert budget.device_bytes(planned.parts["parameters"]) == sum(x.nbytes for x in jax.tree.leaves(state["params"]))
     found = {name: (x.shape, x.dtype) for name, x in planned.parts["batch"].items()}
     assert found == {name: (x.shape, x.dtype) for name, x in batch.items()}
+
+
+def test_every_objective_has_a_batch_without_data():
+    """The packaged training configs that need no settings of their own, cut down to two layers: each can be lowered."""
+    for name in ("bradley_terry", "dpo", "grm", "plackett_luce", "lrhp_margin", "gram", "grpo_modadd"):
+        config = flags.load(name)
+        config.model.arch.num_layers = 2
+        for _, phase, _ in phases(config, Path(), dry_run=True):
+            program = planning.build(phase, jax.devices()[:1])
+            assert program.model_flops() > 0 and "tokens" in program.parts["batch"], name
 
 
 @pytest.mark.parametrize("scan", [True, False])
@@ -100,8 +112,8 @@ def test_memory_that_a_refused_program_wanted():
         budget.needed_bytes("INTERNAL: other")
 
 
-def test_the_step_counts_alike_on_any_mesh():
-    """Products are counted on one device: how the mesh is cut changes nothing."""
+def test_a_pass_counts_alike_with_a_mesh_of_one_device_and_without():
+    """Products are counted on one device without a mesh."""
     config = config_of("full")
     program = planning.build(config, jax.devices()[:1])
     model = program.network.model
