@@ -18,6 +18,5 @@ def get_config() -> ConfigDict:
     config.data.max_length = 2048
     config.optim.lr = 1e-5
     config.train.batch_size = 128
-    config.train.save_every = 500
     config.train.eval_every = 500
     return config

@@ -18,6 +18,5 @@ def get_config() -> ConfigDict:
     config.optim.lr = 1e-3
     config.train.trainable = ("score",)
     config.train.batch_size = 128
-    config.train.save_every = 500
     config.train.eval_every = 500
     return config

@@ -21,5 +21,4 @@ def get_config() -> ConfigDict:
     config.data.max_length = 2048
     config.optim.lr = 1e-6
     config.train.batch_size = 64
-    config.train.save_every = 500
     return config

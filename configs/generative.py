@@ -21,6 +21,5 @@ def get_config() -> ConfigDict:
     config.optim.lr = 2e-5
     config.train.epochs = 2.0
     config.train.batch_size = 128
-    config.train.save_every = 500
     config.train.eval_every = 500
     return config

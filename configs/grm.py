@@ -20,6 +20,5 @@ def get_config() -> ConfigDict:
     config.optim.lr = 1e-5
     config.train.trainable = (r"(?!lm_head).*",)
     config.train.batch_size = 128
-    config.train.save_every = 500
     config.train.eval_every = 500
     return config

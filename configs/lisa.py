@@ -31,7 +31,6 @@ def get_config(kind: str = "kl") -> ConfigDict:
     config.train.trainable = (NEW,)
     config.train.batch_size = 32
     config.train.steps = 2000
-    config.train.save_every = 500
     if kind == "kl":
         config.objective.kl_logits = 1.0
     elif kind == "layerwise":

@@ -21,5 +21,4 @@ def get_config() -> ConfigDict:
     config.mesh.tensor = 2
     config.train.batch_size = 64
     config.train.grad_accum = 8
-    config.train.save_every = 500
     return config

@@ -18,5 +18,4 @@ def get_config() -> ConfigDict:
     config.data.packing = True
     config.optim.lr = 1e-5
     config.train.batch_size = 64
-    config.train.save_every = 500
     return config
