@@ -80,7 +80,7 @@ def check(cells: dict[str, Any]) -> None:
         now = plan(*name.split("/"), was["sequences"])
         for key in ("peak_gib_per_device", "collective_gib_per_step"):
             print(f"{name}: {key} {was[key]} -> {now[key]}", flush=True)
-            if now[key] > 1.05 * was[key] + 0.01:
+            if was[key] is not None and (now[key] is None or now[key] > 1.05 * was[key] + 0.01):
                 worse.append(f"{name} {key}")
     if worse:
         raise SystemExit(f"scale: more than recorded: {', '.join(worse)}")

@@ -160,9 +160,9 @@ def devices_of(platform: str, count: int, topology: str) -> Any:
 
     if platform == "cpu":
         return jax.devices()
-    from jax.experimental import topologies
+    from gramjax.core import chips
 
-    found = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    found = chips.devices(chips.parse(topology))
     if len(found) != count:
         raise SystemExit(f"selective_cost: {topology} has {len(found)} devices, not {count}")
     return found
