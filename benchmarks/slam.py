@@ -1,15 +1,19 @@
 """SLAM on real weights: stories260K learns to read a second language, with what was tuned and what it cost the first.
 
     python benchmarks/slam.py --out DIR [--seeds 3] [--json benchmarks/results/slam_stories.json]
+    python benchmarks/slam.py --out DIR --texts real [--seeds 3] [--json benchmarks/results/slam_real.json]
 
-The second language is a seeded permutation of the model's 253 pieces of words (bytes and markup stay), a different one
-per seed: new words for everything, spelled with tokens that mean something else in the old language. Texts are the 600
-stories of GRAMJAX_DATA/stories260k, 480 to learn from. `gramjax select_layers` reads the same stories in both
-languages and chooses two of the five layers; then pairs of sentences, new language -> old, train up and down of these,
-or something else: everything, LoRA, two drawn layers, the uppermost two, the attention of the chosen. Same pairs, steps
-and order for all; the learning rate of a method is the one with the best held-out translations in a trial that is not
-reported. Held out: perplexity of old-language stories, perplexity and next-token accuracy of translations, and their
-perplexity behind the wrong sentence (what they owe to reading is the difference).
+`permuted`: the second language is a seeded permutation of the model's 253 pieces of words (bytes and markup stay), a
+different one per seed: new words for everything, spelled with tokens that mean something else in the old language.
+Texts are the 600 stories of GRAMJAX_DATA/stories260k, 480 to learn from. `real`: five languages as people write them,
+which the model never saw. Pairs are sentences of Tatoeba and their English, another 100 of each language held out per
+seed; layers are chosen on NTREX, whose sentences are the same in all of them.
+`gramjax select_layers` reads the same texts in both languages and chooses two of the five layers; then pairs of
+sentences, new language -> old, train up and down of these, or something else: everything, LoRA, two drawn layers, the
+uppermost two, the attention of the chosen. Same pairs, steps and order for all; the learning rate of a method is the
+one with the best held-out translations in a trial that is not reported. Held out: perplexity of old-language stories,
+perplexity and next-token accuracy of translations, and their perplexity behind the wrong sentence (what they owe to
+reading is the difference).
 """
 
 import argparse
@@ -19,6 +23,7 @@ import gzip
 import json
 import os
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +36,7 @@ from gramjax import cli
 from gramjax.checkpoint import source as weight_source
 from gramjax.core import config as configs
 from gramjax.core import layer_selection, sharding, spec, tree
+from gramjax.data import tokenizer
 from gramjax.models import heads, lora, model
 from gramjax.objectives import cross_entropy
 from gramjax.training import optimizer, setup
@@ -40,7 +46,11 @@ FIRST, BOS, LINE = 259, 1, 13
 """The first piece of a word, the token before a text, and the one between source and translation."""
 LONGEST, STORY = 16, 192
 """Tokens of a sentence and of a story."""
-STEPS, SIZE, CHOSEN = 200, 24, 2
+SOURCE, TARGET = 48, 32
+"""Tokens of a sentence in a real language, and of its English."""
+REAL = ("deu", "fra", "ita", "por", "spa")
+STEPS = {"permuted": 200, "real": 400}
+SIZE, CHOSEN = 24, 2
 RATES = (1e-3, 3e-3)
 TRIAL = 100
 
@@ -56,12 +66,24 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Language:
-    """A permutation, and batches of it."""
+    """What is learned, and what is held out: batches."""
 
-    words: Any
     pairs: dict[str, Any]
     held_out: dict[str, Any]
     mismatched: dict[str, Any]
+    """The held-out translations behind the wrong sentence."""
+    new: dict[str, Any]
+    """Texts in the new language."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """The new language of a seed, and the layers that are chosen for it."""
+
+    steps: int
+    language: Callable[[int], Language]
+    selection: Callable[[int], dict[str, Any]]
+    sizes: dict[str, Any]
 
 
 def network(folder: Path, rank: int = 0) -> Any:
@@ -102,9 +124,8 @@ def sentences(found: list[list[int]], stops: set[int]) -> list[list[int]]:
     return [list(one) for one in out]
 
 
-def batch_of(sources: list[list[int]], targets: list[list[int]], words: Any) -> dict[str, Any]:
-    """BOS, the source in the new language, a line break, the target and a line break; the latter two are scored."""
-    length = 2 * LONGEST + 3
+def batch_of(sources: list[list[int]], targets: list[list[int]], words: Any, length: int) -> dict[str, Any]:
+    """BOS, the source called by `words`, a line break, the target and a line break; the latter two are scored."""
     tokens, mask = np.zeros((len(sources), length), np.int32), np.zeros((len(sources), length), np.float32)
     real = np.zeros_like(tokens)
     for row, (source, target) in enumerate(zip(sources, targets)):
@@ -122,8 +143,8 @@ def with_labels(tokens: Any, mask: Any, real: Any) -> dict[str, Any]:
 
 
 def text_batch(found: list[list[int]], words: Any) -> dict[str, Any]:
-    """Stories as they are, called by `words`."""
-    tokens = np.zeros((len(found), STORY + 1), np.int32)
+    """Texts as they are, called by `words`."""
+    tokens = np.zeros((len(found), max(map(len, found)) + 1), np.int32)
     real = np.zeros_like(tokens)
     for row, ids in enumerate(found):
         tokens[row, : len(ids) + 1], real[row, : len(ids) + 1] = [BOS, *words[np.array(ids)]], 1
@@ -132,14 +153,59 @@ def text_batch(found: list[list[int]], words: Any) -> dict[str, Any]:
     return with_labels(tokens, mask, real)
 
 
-def language(seed: int, learn: list[list[int]], held_out: list[list[int]], vocabulary: int) -> Language:
-    """The language of a seed."""
-    rng = np.random.default_rng(seed)
-    words = np.arange(vocabulary)
-    words[FIRST:] = FIRST + rng.permutation(vocabulary - FIRST)
-    wrong = [held_out[(row + 1) % len(held_out)] for row in range(len(held_out))]
-    return Language(words, batch_of(learn, learn, words), batch_of(held_out, held_out, words),
-                    batch_of(wrong, held_out, words))  # fmt: skip
+def permuted(folder: Path, out: Path, found: list[list[int]], vocabulary: int) -> Study:
+    """Stories in a language that permutes the pieces of words."""
+    pieces = pieces_of((folder / "tok512.bin").read_bytes())
+    stops = {index for index, piece in enumerate(pieces) if piece in (b".", b"!", b"?")}
+    learn, held_out = sentences(found[:480], stops), sentences(found[480:], stops)
+    held_out = [one for one in held_out if one not in learn][:200]
+    length = 2 * LONGEST + 3
+
+    def words(seed: int) -> Any:
+        order = np.random.default_rng(seed).permutation(vocabulary - FIRST)
+        return np.concatenate([np.arange(FIRST), FIRST + order])
+
+    def language(seed: int) -> Language:
+        called, wrong = words(seed), [*held_out[1:], held_out[0]]
+        made = [batch_of(sources, targets, called, length)
+                for sources, targets in ((learn, learn), (held_out, held_out), (wrong, held_out))]  # fmt: skip
+        return Language(*made, text_batch(found[570:], called))
+
+    sizes = {"sentences": len(learn), "held_out_sentences": len(held_out), "batch": SIZE}
+    return Study(STEPS["permuted"], language, lambda seed: choose(folder, out, seed, words(seed), found[:160]), sizes)
+
+
+def real(folder: Path, out: Path, vocabulary: int) -> Study:
+    """Languages as people write them, with their English."""
+    read, every = tokenizer.load(str(folder / "tok512.bin")), {}
+    for name in REAL:
+        with gzip.open(folder.parent / "tatoeba" / f"{name}-eng.tsv.gz", "rt", encoding="utf-8") as file:
+            lines = [line.rstrip("\n").split("\t") for line in file]
+        ids = [tuple(list(read.encode_text(text)) for text in pair) for pair in lines]
+        every[name] = [pair for pair in ids if len(pair[0]) <= SOURCE and len(pair[1]) <= TARGET]
+    kept, length = np.arange(vocabulary), SOURCE + TARGET + 3
+
+    def language(seed: int) -> Language:
+        rng, learn, held_out = np.random.default_rng(seed), [], []
+        for pairs in every.values():
+            order = rng.permutation(len(pairs))
+            held_out += [pairs[i] for i in order[:100]]
+            learn += [pairs[i] for i in order[100:]]
+        known = {tuple(english) for _, english in held_out}
+        learn = [pair for pair in learn if tuple(pair[1]) not in known]
+        sources, targets = map(list, zip(*held_out))
+        wrong = [*sources[1:], sources[0]]
+        return Language(batch_of(*map(list, zip(*learn)), kept, length), batch_of(sources, targets, kept, length),
+                        batch_of(wrong, targets, kept, length), text_batch(sources, kept))  # fmt: skip
+
+    @functools.lru_cache
+    def selection() -> dict[str, Any]:
+        files = [str(folder.parent / "ntrex" / f"{name}.dev.txt.gz") for name in ("eng", *REAL)]
+        return selected(folder, out / "layers_real", folder / "tok512.bin", files)
+
+    sizes = {"pairs": {name: len(pairs) for name, pairs in every.items()}, "held_out_pairs": 100 * len(REAL),
+             "batch": SIZE}  # fmt: skip
+    return Study(STEPS["real"], language, lambda seed: selection(), sizes)
 
 
 def choose(folder: Path, out: Path, seed: int, words: Any, found: list[list[int]]) -> dict[str, Any]:
@@ -168,10 +234,17 @@ def choose(folder: Path, out: Path, seed: int, words: Any, found: list[list[int]
             rows = [{"id": str(row), "language": name, "text": text_of(called[np.array(ids)], raw)}
                     for row, ids in enumerate(found)]  # fmt: skip
             (texts / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    files = [str(out / f"texts_{seed}" / f"{name}.jsonl") for name in ("en", "new")]
+    return selected(folder, place, out / f"texts_{seed}" / "characters.bin", files)
+
+
+def selected(folder: Path, place: Path, tokens: Path, files: list[str]) -> dict[str, Any]:
+    """`layers.json` of the model on texts by language."""
+    if not (place / "layers.json").exists():
         cli.main(["select_layers", "--config=select_layers", f"--config.model.path={folder / 'stories260K.bin'}",
-                  f"--config.tokenizer.path={texts / 'characters.bin'}", "--config.tokenizer.chat_template=none",
-                  f"--config.data.train=('{texts / 'en.jsonl'}','{texts / 'new.jsonl'}')",
-                  f"--config.selection.k={CHOSEN}", "--config.probe.positions=all", f"--workdir={place}"])  # fmt: skip
+                  f"--config.tokenizer.path={tokens}", "--config.tokenizer.chat_template=none",
+                  f"--config.data.train={tuple(files)!r}", f"--config.selection.k={CHOSEN}",
+                  "--config.probe.positions=all", f"--workdir={place}"])  # fmt: skip
     return json.loads((place / "layers.json").read_text("utf-8"))
 
 
@@ -193,7 +266,7 @@ def pieces_of(raw: bytes) -> tuple[bytes, ...]:
 
 
 @functools.lru_cache
-def trainer(folder: Path, method: Method) -> tuple[Any, int]:
+def trainer(folder: Path, method: Method, steps: int) -> tuple[Any, int]:
     """`(params, pairs, rows [steps, size], learning rate) -> params`, and how many parameters train."""
     handle = network(folder, method.rank)
     sizes = {path: leaf.size for path, leaf in tree.flatten(handle.specs(), is_leaf=spec.is_spec).items()}
@@ -206,8 +279,8 @@ def trainer(folder: Path, method: Method) -> tuple[Any, int]:
     @jax.jit
     def run(params: Any, pairs: Any, rows: Any, rate: Any) -> Any:
         optim = configs.OptimSection(lr=rate, warmup_ratio=0.05)
-        tx = optimizer.build(optim, labels, STEPS)
-        step = make_step(handle, loss, tx, labels, optimizer.schedule(optim, STEPS))
+        tx = optimizer.build(optim, labels, steps)
+        step = make_step(handle, loss, tx, labels, optimizer.schedule(optim, steps))
         state = {"params": params, "opt_state": tx.init(params), "step": jnp.zeros((), jnp.int32)}
         one = lambda state, row: (step(state, jax.tree.map(lambda x: x[row], pairs))[0], None)  # noqa: E731
         return jax.lax.scan(one, state, rows)[0]["params"]
@@ -229,10 +302,10 @@ def reader(folder: Path, rank: int) -> Any:
     return read
 
 
-def judged(folder: Path, params: Any, rank: int, world: Language, old: Any, new: Any) -> dict[str, float]:
+def judged(folder: Path, params: Any, rank: int, world: Language, old: Any) -> dict[str, float]:
     """Everything that is held out."""
     read = reader(folder, rank)
-    texts = {"old": old, "new": new, "translation": world.held_out, "mismatched": world.mismatched}
+    texts = {"old": old, "new": world.new, "translation": world.held_out, "mismatched": world.mismatched}
     found = {name: [float(x) for x in read(params, batch)] for name, batch in texts.items()}
     return {
         "old_perplexity": float(np.exp(-found["old"][0])),
@@ -243,13 +316,16 @@ def judged(folder: Path, params: Any, rank: int, world: Language, old: Any, new:
     }
 
 
-def tuned(folder: Path, params: Any, method: Method, rate: float, world: Language, seed: int) -> Any:
-    """The parameters after the pairs."""
+def outcome(
+    folder: Path, params: Any, method: Method, rate: float, world: Language, seed: int, steps: int, old: Any
+) -> dict[str, float]:
+    """What is held out after the pairs of a world, drawn in an order that is the same for all methods."""
     if method.rank:
         fresh = spec.init_params(network(folder, method.rank).specs(), jax.random.key(seed))
         params = tree.unflatten(tree.flatten(fresh) | tree.flatten(params))
-    rows = np.random.default_rng(seed).integers(0, len(world.pairs["tokens"]), (STEPS, SIZE))
-    return trainer(folder, method)[0](params, world.pairs, rows, rate)
+    rows = np.random.default_rng(seed).integers(0, len(world.pairs["tokens"]), (steps, SIZE))
+    made = trainer(folder, method, steps)[0](params, world.pairs, rows, rate)
+    return judged(folder, made, method.rank, world, old)
 
 
 def methods_of(chosen: tuple[int, ...], layers: int, seed: int) -> dict[str, Method]:
@@ -269,40 +345,37 @@ def main() -> None:
     """Choose rates in a trial, then run every seed and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--texts", choices=("permuted", "real"), default="permuted")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", default="")
     args = parser.parse_args()
     folder = Path(os.environ["GRAMJAX_DATA"]) / "stories260k"
     found, params, arch = stories(folder), weights_of(folder), network(folder).config
-    pieces = pieces_of((folder / "tok512.bin").read_bytes())
-    stops = {index for index, piece in enumerate(pieces) if piece in (b".", b"!", b"?")}
-    learn, held_out = sentences(found[:480], stops), sentences(found[480:], stops)
-    held_out = [one for one in held_out if one not in learn][:200]
+    study = (permuted(folder, args.out, found, arch.vocab_size) if args.texts == "permuted" else
+             real(folder, args.out, arch.vocab_size))  # fmt: skip
     results: dict[str, Any] = {
-        "command": f"python benchmarks/slam.py --out DIR --seeds {args.seeds}", "machine": measure.machine(),
-        "sizes": {"sentences": len(learn), "held_out_sentences": len(held_out), "steps": STEPS, "batch": SIZE},
+        "command": f"python benchmarks/slam.py --out DIR --texts {args.texts} --seeds {args.seeds}",
+        "machine": measure.machine(), "sizes": {**study.sizes, "steps": study.steps}, "selection": {},
     }  # fmt: skip
     old = text_batch(found[570:], np.arange(arch.vocab_size))
     rates: dict[str, float] = {}
     table: dict[str, list[dict[str, float]]] = {}
-    results["selection"] = {}
+    kept = ("layers", "rule", "scores", "warnings", "languages", "tokens", "by_language")
     for seed in [TRIAL, *range(args.seeds)]:
-        world = language(seed, learn, held_out, arch.vocab_size)
-        new = text_batch(found[570:], world.words)
-        selection = choose(folder, args.out, seed, world.words, found[:160])
-        results["selection"][str(seed)] = {key: selection[key] for key in ("layers", "rule", "scores", "warnings")}
+        world, selection = study.language(seed), study.selection(seed)
+        results["selection"][str(seed)] = {key: selection[key] for key in kept}
         for name, method in methods_of(tuple(selection["layers"]), arch.num_layers, seed).items():
             if seed == TRIAL:
-                tried = {rate: judged(folder, tuned(folder, params, method, rate, world, seed), method.rank, world, old,
-                                      new) for rate in RATES}  # fmt: skip
+                tried = {rate: outcome(folder, params, method, rate, world, seed, study.steps, old) for rate in RATES}
                 rates[name] = min(RATES, key=lambda rate: tried[rate]["translation_perplexity"])
+                results.setdefault("tried", {})[name] = tried
                 print(json.dumps({"method": name, "rate": rates[name], "tried": tried}), flush=True)
                 continue
-            one = judged(folder, tuned(folder, params, method, rates[name], world, seed), method.rank, world, old, new)
-            table.setdefault(name, []).append(one | {"trained": trainer(folder, method)[1]})
+            one = outcome(folder, params, method, rates[name], world, seed, study.steps, old)
+            table.setdefault(name, []).append(one | {"trained": trainer(folder, method, study.steps)[1]})
             print(json.dumps({"seed": seed, "method": name, "layers": method.layers} | one), flush=True)
         if seed != TRIAL:
-            table.setdefault("before", []).append(judged(folder, params, 0, world, old, new))
+            table.setdefault("before", []).append(judged(folder, params, 0, world, old))
             summarise(results, rates, table)
             if args.json:
                 Path(args.json).write_text(json.dumps(results, indent=1) + "\n")

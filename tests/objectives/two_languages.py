@@ -1,6 +1,6 @@
 """Two languages, one skill (check S-8 of SLAM): run it whole with
 
-python tests/objectives/two_languages.py --seeds 5 [--rate 1e-3]
+python tests/objectives/two_languages.py --seeds 5 [--json benchmarks/results/two_languages.json]
 
 English numbers are the tokens 0 to 12, foreign ones a permuted copy with ids of its own. A model of four layers learns
 in English only: `BOS a b SUM` is answered by the question again and its sum modulo 13, `a b c`, as solutions in words
@@ -9,14 +9,15 @@ in English, and asked for foreign sums, which it never saw. An answer is right w
 attends to its own token only (a window of 1), so that words are read before they are combined; without that a frozen
 layer combines them by their raw embeddings, and no change of an MLP comes early enough.
 Compared at the same pairs and steps: up and down of the lowest layers, everything, LoRA, the uppermost layer, attention
-of the lowest two, each with the smallest learning rate of those that translate held-out pairs best with a seed that is
-not reported, or all with one (`--rate`).
+of the lowest two; all at each of three learning rates (the paper's scripts tune a part at the rate of full tuning), and
+each at its own, the smallest of those that translate held-out pairs best with a seed that is not reported.
 """
 
 import argparse
 import dataclasses
 import functools
 import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -160,29 +161,56 @@ def tuned(world, name, rate, steps=300, size=64, seed=0):
 
 
 def main() -> None:
-    """The whole check: a line per seed and method, then mean and standard deviation."""
+    """The whole check: a line per seed, then mean and standard deviation by rate, and who loses how much English."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--rate", type=float, default=0.0, help="one learning rate for all, without the trial")
+    parser.add_argument("--json", default="")
     args = parser.parse_args()
-    seeds, steps, rates = args.seeds, args.steps, dict.fromkeys(METHODS, args.rate)
-    trial = prepare(100) if not args.rate else None
-    for name in METHODS if trial else ():
+    steps, trial = args.steps, prepare(100)
+    own = {}
+    for name in METHODS:
         tried = {rate: tuned(trial, name, rate, steps, seed=100) for rate in RATES}
-        rates[name] = max(RATES, key=lambda rate: tried[rate]["translation"])
-        print(json.dumps({"rate": rates[name], "method": name, "tried": tried}), flush=True)
-    found: dict[str, list[dict[str, float]]] = {}
-    for seed in range(seeds):
+        own[name] = max(RATES, key=lambda rate: tried[rate]["translation"])
+        print(json.dumps({"rate": own[name], "method": name, "tried": tried}), flush=True)
+    before, found = [], {}
+    for seed in range(args.seeds):
         world = prepare(seed)
-        found.setdefault("before", []).append(measured(world, world.params))
-        for name, rate in rates.items():
-            found.setdefault(name, []).append(tuned(world, name, rate, steps, seed=seed))
-        print(json.dumps({"seed": seed} | {name: values[-1] for name, values in found.items()}), flush=True)
-    for name, values in found.items():
-        table = {key: np.array([value[key] for value in values]) for key in values[0]}
-        print(json.dumps({"method": name} | {k: [round(100 * float(f(x)), 1) for f in (np.mean, np.std)]
-                                             for k, x in table.items()}), flush=True)  # fmt: skip
+        before.append(measured(world, world.params))
+        print(json.dumps({"seed": seed, "before": before[-1]}), flush=True)
+        for name in METHODS:
+            for rate in RATES:
+                found.setdefault((name, rate), []).append(tuned(world, name, rate, steps, seed=seed))
+                print(json.dumps({"seed": seed, "method": name, "rate": rate} | found[name, rate][-1]), flush=True)
+    pairings = {f"all at {rate:g}": dict.fromkeys(METHODS, rate) for rate in RATES} | {"each at its own": own}
+    results = {
+        "command": f"python tests/objectives/two_languages.py --seeds {args.seeds}",
+        "before": summary(before), "own_rates": own,
+        "table": [{"method": name, "rate": rate} | summary(values) for (name, rate), values in found.items()],
+        "full_tuning_loses_more_english": {
+            called: {name: more_lost(before, found["full", rates["full"]], found[name, rates[name]])
+                     for name in METHODS if name != "full"}
+            for called, rates in pairings.items()},
+        "seeds": [{"method": name, "rate": rate, "by_seed": values} for (name, rate), values in found.items()],
+    }  # fmt: skip
+    print(json.dumps({name: results[name] for name in ("before", "full_tuning_loses_more_english")}))
+    for row in results["table"]:
+        print(json.dumps(row))
+    if args.json:
+        Path(args.json).write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+
+
+def summary(values):
+    """Mean and standard deviation in percent."""
+    table = {key: np.array([value[key] for value in values]) for key in values[0]}
+    return {key: [round(100 * float(f(x)), 1) for f in (np.mean, np.std)] for key, x in table.items()}
+
+
+def more_lost(before, full, other):
+    """In how many seeds full tuning loses more of the English sums than the other, and what each loses (points)."""
+    lost = [[100 * (b["english"] - a["english"]) for b, a in zip(before, values)] for values in (full, other)]
+    return {"seeds": sum(x > y for x, y in zip(*lost)), "full": [round(x, 1) for x in lost[0]],
+            "other": [round(x, 1) for x in lost[1]]}  # fmt: skip
 
 
 if __name__ == "__main__":
