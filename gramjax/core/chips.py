@@ -27,14 +27,17 @@ class Chip:
     link_gb: float
     """To its neighbours in the slice or host, all links together, one way, 10^9 bytes per second."""
     platform: str = "tpu"
+    between_slices_gb: float = 0
+    """From other slices, this device's share of its host's network cards, 10^9 bytes per second; 0 where it is not a
+    figure of the device."""
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", 197, 15.75, 819, 200),
-        Chip("v5p", 459, 95.73, 2765, 600),
-        Chip("v6e", 918, 31.24, 1640, 448),
+        Chip("v5e", 197, 15.75, 819, 200, between_slices_gb=3.125),
+        Chip("v5p", 459, 95.73, 2765, 600, between_slices_gb=6.25),
+        Chip("v6e", 918, 31.24, 1640, 448, between_slices_gb=12.5),
         Chip("a100", 312, 72, 2039, 300, "gpu"),
         Chip("h100", 989, 72, 3350, 450, "gpu"),
         Chip("h200", 989, 126, 4800, 450, "gpu"),
@@ -49,14 +52,21 @@ class Topology:
 
     kind: str
     shape: tuple[int, ...]
+    slices: int = 1
+    """How many such slices, with a slow network between them; GPUs and simulated devices are one."""
 
     def __str__(self) -> str:
-        return f"{self.kind}:{'x'.join(map(str, self.shape))}"
+        times = f"{self.slices} times " if self.slices > 1 else ""
+        return f"{times}{self.kind}:{'x'.join(map(str, self.shape))}"
 
     @property
     def count(self) -> int:
-        """Devices."""
-        return math.prod(self.shape)
+        """Devices, of all slices."""
+        return self.slices * math.prod(self.shape)
+
+    def times(self, slices: int) -> "Topology":
+        """So many slices of this kind; GPUs and simulated devices, which are named altogether, stay as they are."""
+        return dataclasses.replace(self, slices=slices if self.platform == "tpu" else 1)
 
     @property
     def chip(self) -> Chip | None:
@@ -118,7 +128,10 @@ def devices(topology: Topology) -> Sequence[Any]:
     except ImportError:
         raise UserError('a TPU slice needs the TPU compiler (no TPU): pip install "gramjax[plan]"') from None
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=str(topology)).devices
+        one = str(topology.times(1))
+        return topologies.get_topology_desc(
+            platform="tpu", topology_name=one, num_slices=topology.slices
+        ).devices
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"--topology={topology}: the TPU compiler does not know this slice ({first})") from error

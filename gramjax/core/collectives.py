@@ -1,14 +1,17 @@
 """What devices send one another in a compiled program, read from its text: bytes by kind of collective.
 
 A count to compare and to hold against a bound, not to quote: it takes what each collective hands a device (a
-reduce-scatter: what it takes from one), times how often the loops around it run.
+reduce-scatter: what it takes from one), times how often the loops around it run. What comes from other TPU slices
+does so through the hosts, and is a kind of its own: an all-reduce over slices is one inside each, of which every chip
+then exchanges its part.
 """
 
 import collections
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BETWEEN_SLICES = "between-slices"
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", BETWEEN_SLICES)
 
 WIDTHS = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4,
           "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8}  # fmt: skip
@@ -66,6 +69,9 @@ def _walk(
             # Those that `shard_map` writes down all have one channel: it says nothing of which is which.
             known_by = channel[1] if channel and "shard_map" not in rest else f"{name}/{own}"
             yield kind, size, times, known_by
+            continue
+        if operation == "recv" and "xla_megascale_runtime" in rest:
+            yield BETWEEN_SLICES, max(_size(*found) for found in _ARRAY.findall(shape)), times, f"{name}/{own}"
             continue
         if operation == "while":
             body, condition = (re.search(rf"{part}=%?([\w.\-]+)", rest) for part in ("body", "condition"))

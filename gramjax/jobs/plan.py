@@ -2,8 +2,9 @@
 
 `gramjax plan --config=NAME --topology=v5e:4x4 [--json] [--config.a.b=c]` compiles the real program of the config (the
 training step, the reader of `score`, the decoding step of `generate`) for a TPU slice that need not exist
-(`pip install "gramjax[plan]"` brings its compiler), or for simulated CPU devices (`cpu:8`). For GPUs (`h100:8`) memory
-is an estimate. Nothing is allocated or run. Exit code 0 when it fits; 2 when not, with two changes that make it fit.
+(`pip install "gramjax[plan]"` brings its compiler; config.mesh.slices says how many such slices), or for simulated CPU
+devices (`cpu:8`). For GPUs (`h100:8`) memory is an estimate. Nothing is allocated or run. Exit code 0 when it fits; 2
+when not, with two changes that make it fit.
 """
 
 import dataclasses
@@ -69,6 +70,7 @@ def one(name: str, config: Any, topology: chips.Topology, say: bool) -> dict[str
     """The budget of one config as a dictionary; printed when `say`."""
     from gramjax.training import budget, planning
 
+    topology = topology.times(config.mesh.slices)
     program = planning.build(config, chips.devices(topology))
     found = dataclasses.asdict(budget.read(program, topology))
     if say:
@@ -110,6 +112,7 @@ def advice(config: Any, topology: chips.Topology, say: bool, wanted: int = 2) ->
     """The first changes that make a config fit, the cheapest in time first, each found by compiling it."""
     from gramjax.training import budget, planning
 
+    topology = topology.times(config.mesh.slices)
     for change in changes(config, topology):
         try:
             program = planning.build(planning.changed(config, change), chips.devices(topology))

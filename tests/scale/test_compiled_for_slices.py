@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def compiled():
-    done = subprocess.run([sys.executable, str(WORKER), *PEAK_GIB], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(WORKER), *PEAK_GIB, "over_slices"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return {found["case"]: found for found in map(json.loads, done.stdout.splitlines())}
 
@@ -46,6 +46,14 @@ def test_scoring_moves_its_weights_once(compiled):
     found = compiled["score"]
     once = 2 * (found["parameters"] - found["embedding"]) / 2**30
     assert found["collective_gib_per_step"] < 1.15 * once
+
+
+def test_between_slices_each_chip_exchanges_its_part_of_the_gradient(compiled):
+    """The sum over a slice stays in its fast network; a sixteenth of it leaves every chip."""
+    found = compiled["over_slices"]
+    assert found["chips"] == 32
+    assert found["bytes"]["between-slices"] == found["weight"] // 16
+    assert found["bytes"]["all-reduce"] + found["bytes"]["reduce-scatter"] >= found["weight"]
 
 
 def test_decoding_on_copies_of_the_weights_moves_next_to_nothing(compiled):
