@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gramjax.checkpoint import adapters, huggingface, llama2c, manifest, shards, state, tables
+from gramjax.checkpoint import adapters, best, huggingface, llama2c, manifest, shards, state, tables
 from gramjax.checkpoint import folder as folders
 from gramjax.checkpoint.adapters import Adapter, open_adapter
 from gramjax.checkpoint.loaded import Loaded, initialised, is_fresh, placement
@@ -168,7 +168,7 @@ def _check_shapes(path: Path, params: dict[str, Any], wanted: dict[str, Any]) ->
 def open_source(path: str | Path, step: int | None = None, adapter: str | Path = "") -> Source:
     """Say what stands at `path`, with the PEFT folder `adapter` if given, and which architecture it is for.
 
-    Reads no weights.
+    `RUN@best` is the best checkpoint of a run (`best.step_of`). Reads no weights.
     Raises UserError for a path that is absent or is something else (a step folder, an adapter, a pickle), saying
     what to give instead, and DataError for damaged files.
     """
@@ -178,7 +178,11 @@ def open_source(path: str | Path, step: int | None = None, adapter: str | Path =
             raise UserError(f"{path} has adapters of its own: merge them first (gramjax convert {path} FOLDER)")
         fitted = open_adapter(adapter, found.config)
         return dataclasses.replace(found, config=fitted.config, adapter=fitted)
-    path = Path(path).expanduser()
+    path, wants_best = best.split(path)
+    if wants_best:
+        if step is not None:
+            raise UserError(f"{path}{best.SUFFIX} and step {step}: give one of them")
+        step = best.step_of(path)
     if not path.exists():
         if path.parent.name == state.FOLDER and path.name.isdigit():
             known = ", ".join(map(str, state.steps_of(path.parent.parent))) or "none"

@@ -173,18 +173,25 @@ def restore_params(
 class Checkpoints:
     """The checkpoints of the run that owns `workdir` (hold its `RunLock`).
 
-    `keep` newest steps stay, and never fewer than one that verifies. `log` receives a line for everything that a
-    person should know; the lines are kept in `notes`.
+    `keep` newest steps stay, those that `beside` names of a run's steps (`best.Best.among`), and never fewer than one
+    of the newest that verifies. `log` receives a line for everything that a person should know; the lines are kept in
+    `notes`.
     """
 
-    def __init__(self, workdir: str | Path, keep: int = 3, log: Callable[[str], None] = say) -> None:
+    def __init__(
+        self,
+        workdir: str | Path,
+        keep: int = 3,
+        log: Callable[[str], None] = say,
+        beside: Callable[[list[int]], Collection[int]] = lambda steps: (),
+    ) -> None:
         import orbax.checkpoint as ocp
 
         if keep < 1:
             raise UserError(f"config.train.keep is {keep}; keep at least 1 checkpoint")
         self.workdir, self.keep = Path(workdir), keep
         self.notes: list[str] = []
-        self._log = log
+        self._log, self._beside = log, beside
         self._verified: set[int] = set()
         self._failed = 0
         self._under_way: int | None = None
@@ -216,6 +223,10 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Committed steps, ascending."""
         return steps_of(self.workdir)
+
+    def coming(self) -> list[int]:
+        """Committed steps and the one that is being saved, ascending."""
+        return sorted({*self.steps()} | ({self._under_way} if self._under_way is not None else set()))
 
     def verify(self, step: int) -> list[str]:
         """Problems of one step; empty when it is whole."""
@@ -367,7 +378,7 @@ class Checkpoints:
     def _verify_when_committed(self, step: int) -> None:
         """Verify a step that is being saved in a thread, if retention will ask for it: no step of the run waits."""
         steps = sorted({*self.steps(), step})
-        if jax.process_index() or len(steps) <= self.keep or self._verified & set(steps[-self.keep :]):
+        if jax.process_index() or not self._old(steps) or self._verified & set(steps[-self.keep :]):
             return
         self._settled.clear()
 
@@ -399,20 +410,25 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _retain(self) -> None:
-        """Delete what is left of saves that failed, and the oldest steps beyond `keep`, if one that stays verifies."""
+        """Delete what is left of saves that failed, and steps that are old, if one of the newest verifies."""
         self._settled.set()
         if self._remains and jax.process_count() == 1:
             self._sweep(self._remains)
             self._manager.reload()
-        if processes.shared(len(self.steps())) > self.keep:
+        if processes.shared(len(self._old(self.steps()))):
             processes.by_the_first(self._delete_old)
             self._manager.reload()
+
+    def _old(self, steps: list[int]) -> list[int]:
+        """Those of the steps that neither are new nor stay for another reason."""
+        best = self._beside(steps)
+        return [step for step in steps[: -self.keep] if step not in best]
 
     def _delete_old(self) -> None:
         """What process 0 does of it, with its own eyes: the others have nothing to read."""
         self._stop_reading(wait=True)
         steps = self.steps()
-        old, kept = steps[: -self.keep], steps[-self.keep :]
+        old, kept = self._old(steps), steps[-self.keep :]
         if not self._verified & set(kept) and not any(not self.verify(step) for step in reversed(kept)):
             self._note(f"none of the checkpoints {kept} verifies: keeping the older ones too")
             return

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from gramjax.checkpoint import best as bests
 from gramjax.checkpoint import json_file, manifest, state, verified
 from gramjax.core.errors import DataError, UserError
 
@@ -25,6 +26,10 @@ class Step:
     mesh: dict[str, int] | None
     verified: float | None
     """When its files, as they are now, were read and found whole; None: not since they were written."""
+    metric: float | None = None
+    """The number that the best of the run are best by (`config.train.best_metric`); None: not known, or not finite."""
+    best: bool = False
+    """Whether it is one of the best, as many as the run keeps."""
 
 
 def run_folder(path: str | Path) -> Path:
@@ -44,13 +49,18 @@ def run_folder(path: str | Path) -> Path:
 
 def steps(workdir: Path) -> list[Step]:
     """Every checkpoint of a run folder, by number: also those that were put aside or never committed."""
-    out = []
+    out, best = [], bests.of_run(workdir)
+    among = best.among(state.steps_of(workdir))
     for parent in (state.FOLDER, state.REFUSED):
         folders = (workdir / parent).iterdir() if (workdir / parent).is_dir() else ()
         for folder in folders:
             number = folder.name.split("-")[0].split(".")[0]  # `7-again`, `7.orbax-checkpoint-tmp`
             if folder.is_dir() and number.isdigit():
-                out.append(_step(workdir, folder, int(number), parent == state.REFUSED))
+                found = _step(workdir, folder, int(number), parent == state.REFUSED)
+                if found.status == "complete":
+                    value = best.values.get(found.step)
+                    found = dataclasses.replace(found, metric=value, best=found.step in among)
+                out.append(found)
     return sorted(out, key=lambda found: (found.step, found.path))
 
 
@@ -70,9 +80,15 @@ def _step(workdir: Path, folder: Path, number: int, refused: bool) -> Step:
 
 
 def prunable(
-    workdir: Path, keep: int = 0, chosen: Collection[int] = (), say: Callable[[str], None] = print
+    workdir: Path,
+    keep: int = 0,
+    chosen: Collection[int] = (),
+    say: Callable[[str], None] = print,
+    keep_best: int | None = None,
 ) -> list[int]:
-    """The steps that may be deleted: `chosen`, or all but the `keep` newest; never the last that verifies.
+    """The steps that may be deleted: `chosen`, or all but the `keep` newest and the best; never the last that verifies.
+
+    `keep_best` of the best stay; None: as many as the run keeps.
 
     Of the steps that stay, one must verify. If none does, the newest of the others that does stays with `keep`, and
     is refused when it was `chosen`. Raises DataError when no step verifies at all.
@@ -80,7 +96,10 @@ def prunable(
     known = state.steps_of(workdir)
     if absent := sorted(set(chosen) - set(known)):
         state.choose(workdir, absent[0])  # says which there are
-    leaving = sorted(chosen) if chosen else known[:-keep]
+    leaving = sorted(chosen)
+    if not chosen:
+        best = bests.of_run(workdir).among(known, keep_best)
+        leaving = [step for step in known[:-keep] if step not in best]
     if not leaving:
         return []
     staying = [step for step in known if step not in leaving]

@@ -92,6 +92,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.eval_every": (0, INF),
     "train.save_every": (0, INF),
     "train.keep": (1, INF),
+    "train.keep_best": (0, INF),
     "safety.max_bad_steps": (1, INF),
     "safety.watchdog_seconds": (0, INF),
     "safety.watchdog_factor": (1, INF),
@@ -131,6 +132,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optim.schedule": ("cosine", "linear", "constant"),
     "sampling.early_stopping": ("False", "True", "never"),
     "train.remat": ("none", "full", "projections"),
+    "train.best_mode": ("max", "min"),
     "safety.on_bad_step": ("skip", "stop"),
     "select.rule": ("", "measured", "lower", "upper", "random"),
     "probe.positions": ("prompt", "last", "completion", "all"),
@@ -335,12 +337,34 @@ def contradictions(good: Mapping[str, Any]) -> list[str]:
     if good.get("model.adapter") and (not good.get("model.path") or good.get("model.random_weights")):
         out.append(f"config.model.adapter is {good['model.adapter']!r}, but it has no weights to belong to: give "
                    "config.model.path, without random_weights")  # fmt: skip
-    return out + contradictions_of_beams(good)
+    return out + contradictions_of_best(good) + contradictions_of_beams(good)
 
 
 def as_tuple(value: Any) -> Any:
     """A list, as JSON has it, as the tuple that it stands for."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def contradictions_of_best(good: Mapping[str, Any]) -> list[str]:
+    """Settings of the best checkpoints that would do nothing: a rule without a number, or a number nobody gives."""
+    count, metric = good.get("train.keep_best", 0), good.get("train.best_metric", "")
+    if not count:
+        unused = [path for path, default in (("train.best_metric", ""), ("train.best_mode", "max"))
+                  if good.get(path, default) != default]  # fmt: skip
+        return [f"config.{path} is {good[path]!r}, but config.train.keep_best is 0: no best checkpoint is kept"
+                for path in unused]  # fmt: skip
+    evals = sorted({path.split(".")[1] for path in good if path.startswith("evals.")})
+    which = f"config.train.keep_best is {count}, but"
+    if not evals or not good.get("train.evaluate", True):
+        return [f"{which} nothing is evaluated: give the config evals, and config.train.evaluate=True"]
+    if not good.get("train.eval_every", 0):
+        return [f"{which} config.train.eval_every is 0: the last step is the only one that is evaluated"]
+    prefix, _, rest = metric.partition("/")
+    if prefix != "eval" or rest.partition("/")[0] not in evals or not rest.partition("/")[2]:
+        found = f"config.train.best_metric is {metric!r}" if metric else "config.train.best_metric is empty"
+        return [f"{which} {found}; give a number of an evaluation as metrics.jsonl has it: "
+                f"{' or '.join(f'eval/{name}/KEY' for name in evals)}"]  # fmt: skip
+    return []
 
 
 def contradictions_of_beams(good: Mapping[str, Any]) -> list[str]:

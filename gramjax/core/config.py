@@ -150,7 +150,13 @@ class TrainSection:
     save_every: int = 500
     """Steps between checkpoints: what a kill loses at most; 0: only at the end (and when asked to stop)."""
     keep: int = 3
-    """Checkpoints kept."""
+    """Newest checkpoints kept."""
+    keep_best: int = 0
+    """Checkpoints kept beside them: the best of those that were evaluated, saved when they were; 0: none."""
+    best_metric: str = ""
+    """What the best are best by, as `metrics.jsonl` has it: `eval/NAME/KEY`, such as `eval/preference/accuracy`."""
+    best_mode: str = "max"
+    """`max`, or `min` for what should be small, such as `eval/preference/nll`."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,8 +25,8 @@ CONTENTS = ("config.json", "overrides.json", "env.json", "metrics.jsonl", "tb", 
 FREE = ("job", "resume", "overwrite", "log", "mesh", "generation", "evals", "data.valid", "model.attention",
         "train.steps", "train.epochs", "train.remat", "train.scan_layers", "train.logit_chunk", "train.log_every",
         "grpo.completions_every", "grpo.completions_shown", "reward.timeout", "reward.threads", "reward.processes",
-        "train.eval_every", "train.save_every", "train.keep", "safety", "score.batch_size", "score.buckets",
-        "score.share", "score.chunk")
+        "train.eval_every", "train.save_every", "train.keep", "train.keep_best", "train.best_metric",
+        "train.best_mode", "safety", "score.batch_size", "score.buckets", "score.share", "score.chunk")
 """Settings that may change when a run goes on: not what a step computes, only how, where and how long."""
 
 DATA = ("data", "tokenizer", "seed", "train.batch_size")

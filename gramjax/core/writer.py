@@ -83,7 +83,11 @@ def last_step(path: str | Path) -> int:
 
 
 def json_safe(value: Any) -> Any:
-    """A value that strict JSON readers accept: NaN and infinities become null."""
+    """A value, with all that it holds, that strict JSON readers accept: NaN and infinities become null."""
+    if isinstance(value, Mapping):
+        return {name: json_safe(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -3,7 +3,7 @@
 `gramjax checkpoint verify RUN [--step=N]` reads every leaf and compares it with the checksum that was saved with it;
 the exit code is 3 if one is damaged. `gramjax checkpoint list RUN` says what is there, also what was put aside.
 `gramjax checkpoint prune RUN --keep=N` (or --steps=N,M) deletes, but never the last step that verifies, and not while a
-job works in the folder.
+job works in the folder; with --keep the best of a run that keeps some (config.train.keep_best) stay too.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from gramjax.checkpoint import state, survey
+from gramjax.checkpoint import best, state, survey
 from gramjax.checkpoint.lock import RunLock
 from gramjax.checkpoint.shards import listing
 from gramjax.core import flags
@@ -38,6 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     which = drop.add_mutually_exclusive_group(required=True)
     which.add_argument("--keep", type=int, help="so many of the newest stay")
     which.add_argument("--steps", help="delete these, with commas between")
+    drop.add_argument("--keep_best", type=int, help="with --keep: so many of the best stay beside them (default: as "
+                      "the training was told)")  # fmt: skip
     drop.add_argument("--refused", action="store_true", help="delete what was put aside as damaged, too")
     drop.add_argument("--dry_run", action="store_true", help="say what would be deleted, and stop")
     for action in (check, show, drop):
@@ -73,9 +75,10 @@ def verify(arguments: argparse.Namespace, run: Path) -> int:
 
 def list_steps(arguments: argparse.Namespace, run: Path) -> int:
     """Print what a run folder holds."""
-    found = survey.steps(run)
+    found, rule = survey.steps(run), best.of_run(run).rule
     if arguments.json:
-        print(json.dumps({"run": str(run), "steps": [dataclasses.asdict(step) for step in found]}, indent=2))
+        by = {"best_by": None if rule is None else dataclasses.asdict(rule)}
+        print(json.dumps({"run": str(run), **by, "steps": [dataclasses.asdict(step) for step in found]}, indent=2))
         return 0
     for step in found:
         mesh = " ".join(f"{name}={size}" for name, size in (step.mesh or {}).items()) or "-"
@@ -84,6 +87,9 @@ def list_steps(arguments: argparse.Namespace, run: Path) -> int:
         else:
             known = {"refused": f"refused (damaged), in {step.path}", "incomplete": "never completed"}[step.status]
         leaves = f"{step.leaves:,} leaves" if step.leaves is not None else "no manifest"
+        if rule is not None and step.status == "complete":
+            value = "no value" if step.metric is None else f"{step.metric:.6g}"
+            known += f"  {rule.metric} {value}{'  best' if step.best else ''}"
         print(f"{step.step:>9}  {_date(step.time)}  {size_of(step.bytes):>10}  {leaves:>13}  {mesh}  {known}")
     if not found:
         print(f"{run} holds no checkpoints")
@@ -94,6 +100,11 @@ def prune(arguments: argparse.Namespace, run: Path) -> int:
     """Delete steps, the folder locked; the last one that verifies stays."""
     if arguments.keep is not None and arguments.keep < 1:
         raise UserError(f"--keep={arguments.keep}: keep at least 1 checkpoint")
+    if arguments.keep_best is not None:
+        if arguments.keep is None or arguments.keep_best < 0:
+            raise UserError(f"--keep_best={arguments.keep_best}: a number from 0, beside --keep")
+        if best.of_run(run).rule is None:
+            raise UserError(f"--keep_best={arguments.keep_best}: {run} has no best, it was not told a best_metric")
     chosen = _numbers(arguments.steps) if arguments.steps is not None else ()
     _on_the_host()
     if arguments.dry_run:
@@ -105,7 +116,9 @@ def prune(arguments: argparse.Namespace, run: Path) -> int:
 
 
 def _prune(arguments: argparse.Namespace, run: Path, chosen: tuple[int, ...]) -> None:
-    leaving = survey.prunable(run, arguments.keep or 0, chosen, lambda line: print(line, file=sys.stderr))
+    leaving = survey.prunable(
+        run, arguments.keep or 0, chosen, lambda line: print(line, file=sys.stderr), arguments.keep_best
+    )
     word = "would delete" if arguments.dry_run else "deleted"
     freed = 0
     for step in survey.steps(run):

@@ -13,7 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gramjax.checkpoint import adapters, hf_config, huggingface, json_file, lisa_torch, shards, sharing, state, tables
+from gramjax.checkpoint import (
+    adapters,
+    best,
+    hf_config,
+    huggingface,
+    json_file,
+    lisa_torch,
+    shards,
+    sharing,
+    state,
+    tables,
+)
 from gramjax.checkpoint import folder as folders
 from gramjax.checkpoint.source import Source, open_source
 from gramjax.core import config as configs
@@ -200,7 +211,7 @@ def base_of(source: Source) -> str:
                             "whole model (without --adapter)")  # fmt: skip
     if not path or section.get("random_weights"):
         raise UserError(f"{source.path} started from weights drawn from the seed: there is no base model to name")
-    if section.get("adapter") or (Path(path) / state.FOLDER).is_dir() or Path(path).is_file():
+    if section.get("adapter") or (best.split(path)[0] / state.FOLDER).is_dir() or Path(path).is_file():
         raise UserError(f"{source.path} started from {section.get('adapter') or path}: give --base=FOLDER, a Hugging "
                         "Face folder with the weights it started from (gramjax convert writes one)")  # fmt: skip
     if "tokens" in source.config.heads and Path(path).exists() and "tokens" not in open_source(path).config.heads:

@@ -346,16 +346,16 @@ def resume(file: BinaryIO, output: Path, config: Any, source: str, rows: Sequenc
 
 def settled(config: Any, source: str) -> dict[str, Any]:
     """What decides the answers: the input, the weights, and the settings."""
-    from gramjax.checkpoint import state
+    from gramjax.checkpoint import best, state
 
     flat = checks.flatten(folder.as_dict(config))
     out = {f"config.{path}": value for path, value in flat.items()
            if not any(path == name or path.startswith(f"{name}.") for name in HOW)}  # fmt: skip
-    model = Path(config.model.path)
+    model, wants_best = best.split(config.model.path)
     if model.exists():
         out["config.model.path"] = str(model.resolve())
     if not config.model.step and (model / state.FOLDER).is_dir():
-        out["config.model.step"] = max(state.steps_of(model), default=0)
+        out["config.model.step"] = best.step_of(model) if wants_best else max(state.steps_of(model), default=0)
     return {"input": str(Path(source).resolve()) if Path(source).exists() else source, **out}
 
 

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from gramjax.checkpoint import best
 from gramjax.checkpoint.lock import RunLock
 from gramjax.core import checks, flags, folder, plugins, runtime
 from gramjax.core.errors import DataError, GramjaxError, UserError
@@ -55,7 +56,7 @@ def inputs_exist(step: Step, workdir: Path) -> None:
     """Raise UserError for rows or weights that a step needs, no step makes, and nobody has: hours before it begins."""
     data, model = step.config.get("data", {}), step.config.get("model", {})
     for path in (*data.get("train", ()), *data.get("valid", ()), data.get("path", ""), model.get("path", "")):
-        if path and not path.startswith((str(workdir / "steps"), "recipe:")) and not Path(path).exists():
+        if path and not path.startswith((str(workdir / "steps"), "recipe:")) and not best.split(path)[0].exists():
             raise UserError(f"step {step.name}: no file or folder {path!r}")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from gramjax.checkpoint import best as bests
 from gramjax.checkpoint import state as checkpoints
 from gramjax.core import config as configs
 from gramjax.core import flags, folder, goodput, processes, progress, runtime, signals, spec, tree, tries, watchdog
@@ -79,11 +80,12 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str, sto
         )
         processes.by_the_first(lambda: held.enter_context(tries.Try(workdir, safety.max_crashes)))
         run = processes.together(lambda: setup.build_run(config))
+        best = bests.Best(bests.rule_of(config.train))
         held.enter_context(out_of_memory.explained(config, run))
         processes.agree("data", run.source.fingerprint())
         processes.by_the_first(lambda: describe_folder(run, workdir))
         progress.stop_point("the start of the training")
-        saved = checkpoints.Checkpoints(workdir, keep=section.keep)
+        saved = checkpoints.Checkpoints(workdir, section.keep, beside=best.among)
         compared = reference.load(config, run)
         about = facts(run, compared)
         progress.begins("reading the weights", slow=True)
@@ -104,7 +106,9 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str, sto
         )
         clock.rolls = run.rolls
         if jax.process_index() == 0 and (workdir / "metrics.jsonl").exists():
-            clock.goes_on(read_metrics(workdir / "metrics.jsonl"), start_step)
+            entries = read_metrics(workdir / "metrics.jsonl")
+            clock.goes_on(entries, start_step)
+            best.goes_on(entries, start_step)
         evaluated = bool(data.get("evaluated", True))
         if rows and not evaluated and jax.process_index() == 0 and evaluates(plan, start_step):
             rewind(workdir / "metrics.jsonl", start_step, evaluated=False)
@@ -122,12 +126,14 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str, sto
             beside = reference.packed(compared) if evaluation.compares(evals) else None
             evaluator = evaluation.make_evaluator(network.model, network.renderer, evals, ends, beside)
 
-            def evaluate(step: int, state: Any) -> None:
+            def evaluate(step: int, state: Any) -> bool:
                 progress.begins("an evaluation", slow=True)
                 results = evaluator(state["params"], rows, workdir / "eval", {"step": step})
+                worth_keeping = best.note(step, results, saved.coming())
                 writer.write(step, evaluation.numbers(results))
                 if step == run.total_steps:
                     writer.say(summary(results))
+                return bool(processes.shared(worth_keeping))
 
             def save(step: int, state: Any, data: dict[str, Any]) -> None:
                 saved.save(step, state, data, {**about, "fresh": fresh})
@@ -160,6 +166,8 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str, sto
             )
             if rows:
                 evaluate(run.total_steps, state)
+            for found in best.among(saved.coming())[:1]:
+                writer.say(f"best checkpoint  {workdir}{bests.SUFFIX}: step {found}, {best.said(found)}")
             progress.begins("the end of the last checkpoint", slow=True)
         finish(workdir, run)
 

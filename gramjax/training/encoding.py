@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from gramjax.checkpoint import best
 from gramjax.scoring.representations import Encoder
 from gramjax.training import setup
 
@@ -24,4 +25,5 @@ def open_encoder(config: Any, heads_of: HeadsOf) -> Encoder:
     """The model of `config.model`, loaded and packed; a head that it does not have and is asked for is drawn."""
     network = network_of(config, heads_of)
     params = setup.load_for_use(network, config.seed, setup.FRESH)
-    return Encoder(network.model, jax.jit(network.model.pack)(params), network.renderer, config.model.path)
+    folder, _ = best.split(config.model.path)
+    return Encoder(network.model, jax.jit(network.model.pack)(params), network.renderer, str(folder))

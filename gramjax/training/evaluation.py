@@ -11,6 +11,7 @@ import jax
 
 from gramjax.core import config as configs
 from gramjax.core import plugins
+from gramjax.core.writer import json_safe
 from gramjax.generation.sampler import Sampler
 from gramjax.models.model import Model
 from gramjax.training.ends import end_ids as default_ends
@@ -106,7 +107,7 @@ def write_results(folder: Path, name: str, examples: Sequence[Mapping[str, Any]]
     folder.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
     (folder / f"{name}.rows.jsonl").write_text("".join(lines), "utf-8")
-    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(json_safe(results), indent=2, ensure_ascii=False, allow_nan=False)
     (folder / f"{name}.json").write_text(text + "\n", "utf-8")
 
 

@@ -1,8 +1,8 @@
 """How rows are rendered for a trained model: as the run that trained it did, unless the command line says otherwise."""
 
-from pathlib import Path
 from typing import Any
 
+from gramjax.checkpoint import best
 from gramjax.checkpoint import state as checkpoints
 from gramjax.core import checks
 
@@ -16,9 +16,10 @@ INSTRUCTION = "evals.rationale.judging.instruction"
 def inherit(config: Any, overrides: dict[str, Any]) -> dict[str, Any]:
     """Put the rendering settings of the run at `config.model.path` into the config, those in `overrides` (given on the
     command line) apart; returns what was taken, by path. Nothing for weights that are no run."""
-    if not (Path(config.model.path) / "checkpoints").is_dir():
+    run, _ = best.split(config.model.path)
+    if not (run / checkpoints.FOLDER).is_dir():
         return {}
-    saved = checks.flatten(checkpoints.read_run(config.model.path))
+    saved = checks.flatten(checkpoints.read_run(run))
     taken = {}
     with config.unlocked():
         for name in RENDERING:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from gramjax.core import progress, runtime
-from gramjax.core.errors import Preempted
+from gramjax.core.errors import GramjaxError, Preempted
 from gramjax.training.bad_steps import BadSteps
 from gramjax.training.step import BAD_STEPS, State, extreme
 
@@ -67,7 +67,7 @@ def run(
     plan: Plan,
     start_step: int = 0,
     num_tokens: int = 0,
-    evaluate: Callable[[int, State], None] | None = None,
+    evaluate: Callable[[int, State], bool] | None = None,
     save: Callable[[int, State, dict[str, Any]], None] | None = None,
     epoch_of: Callable[[int], float] = lambda step: 0.0,
     stop: Callable[[], bool] = lambda: False,
@@ -79,8 +79,9 @@ def run(
     `put` places a host batch on the devices. Metrics of a step are fetched after the next step has been dispatched,
     so that the host never stalls the devices. Raises NotFinite when steps are bad (`training.bad_steps`), and
     Preempted when `stop` (after the step at hand), an evaluation or the source says so, with the state saved.
-    `evaluated` says whether the state of `start_step` was (an evaluation that was broken off is made again); `save` is
-    given it for its step, with the state of the source. `check` raises when the state cannot be trusted.
+    `evaluate` says whether the state is one to keep: then it is saved, whatever `save_every` is. `evaluated` says
+    whether the state of `start_step` was (an evaluation that was broken off is made again); `save` is given it for its
+    step, with the state of the source. `check` raises when the state cannot be trusted.
     """
     waiting: list[tuple[int, Any]] = []
     meter = Meter(num_tokens, plan.shares or jax.process_count())
@@ -113,13 +114,19 @@ def run(
         if evaluate is not None and due and step != evaluated_at:
             flush(step)
             try:
-                evaluate(step, state)
-            except Preempted:
+                worth_keeping = evaluate(step, state)
+            except GramjaxError as error:
+                if not error.agreed:  # of this process alone: to save is something that all do together
+                    raise
                 keep(step)
+                if not isinstance(error, Preempted):
+                    raise
                 raise Preempted(
                     f"stopped on request in the evaluation of step {step}; it is saved: run the same command to go on"
                 ) from None
             evaluated_at = step
+            if worth_keeping:
+                keep(step)
             meter.pause()
         if plan.save_every and step % plan.save_every == 0 and step > start_step:
             flush(step)

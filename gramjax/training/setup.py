@@ -238,6 +238,8 @@ def build_run(config: Any) -> Run:
     if not with_reference and config.get("reference", {}).get("path"):
         raise UserError("config.reference.path is given, but this objective with these settings looks at no reference")
     held_out = valid_rows(config) if train.evaluate else []
+    if train.keep_best and not held_out:
+        raise UserError("config.train.keep_best: nothing is evaluated without held-out rows (config.data.valid)")
     source: Any
     if rolls:
         from gramjax.training import reinforcement

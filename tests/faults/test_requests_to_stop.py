@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gramjax import cli
-from gramjax.checkpoint import state
+from gramjax.checkpoint import best, state
 from gramjax.checkpoint.source import open_source
 from gramjax.core import tree
 from gramjax.core.writer import read_metrics
@@ -19,6 +19,7 @@ FAULTY = Path(__file__).parent / "faulty.py"
 SETTINGS = [
     f"--config={Path(__file__).parent.parent / 'jobs' / 'tiny.py'}", "--config.train.eval_every=2",
     "--config.train.save_every=3", "--config.evals.preference.batch_size=8", "--config.evals.preference.share=False",
+    "--config.train.keep=1", "--config.train.keep_best=1", "--config.train.best_metric=eval/preference/accuracy",
 ]  # fmt: skip
 
 
@@ -70,6 +71,8 @@ def test_a_request_in_any_phase_is_served_and_nothing_is_lost_or_doubled(undistu
     code, text = start(run)
     assert code == 0, text
     assert entries(run) == entries(undisturbed)
+    assert state.steps_of(run) == state.steps_of(undisturbed) == [2, 6], "the best (2) and the newest, after a kill too"
+    assert open_source(f"{run}@best").step == best.step_of(undisturbed) == 2
     want, got = params_of(undisturbed), params_of(run)
     for path in want:
         np.testing.assert_array_equal(got[path], want[path], err_msg=path)

@@ -46,7 +46,7 @@ class Writer:
         self.values[step] = values
 
 
-def play(plan, stop=lambda: False, losses=lambda step: 1.0):
+def play(plan, stop=lambda: False, losses=lambda step: 1.0, best=()):
     events = []
     writer = Writer(events)
 
@@ -62,6 +62,7 @@ def play(plan, stop=lambda: False, losses=lambda step: 1.0):
     def evaluate(step, state):
         assert state["step"] == step
         events.append(("evaluate", step))
+        return step in best
 
     try:
         loop.run({"params": None, "step": 0}, step_function, Source(events), lambda x: x, writer, plan,
@@ -90,6 +91,12 @@ def test_evaluate_the_old_state_then_save_then_batch_then_step():
     order = [e for e in events if e[0] not in ("read", "log")]
     assert order == [("batch", 1), ("step", 1), ("batch", 2), ("step", 2), ("evaluate", 2), ("save", 2), ("batch", 3),
                      ("step", 3), ("batch", 4), ("step", 4), ("save", 4)]  # fmt: skip
+
+
+def test_a_state_that_an_evaluation_wants_kept_is_saved_at_once():
+    events, _ = play(loop.Plan(6, log_every=10, eval_every=2, save_every=3), best=(2,))
+    assert [e for e in events if e[0] in ("evaluate", "save")] == [
+        ("evaluate", 2), ("save", 2), ("save", 3), ("evaluate", 4), ("save", 6)]  # fmt: skip
 
 
 def test_a_stop_saves_the_step_at_hand():
