@@ -16,6 +16,8 @@ DATA = ("max_length", "judge_prompt", "judge_cue", "verdicts")
 
 
 def get_config() -> ConfigDict:
-    config = configs.for_rows("serve", ("model", "tokenizer", "data", "mesh", "reference", "serve"))
+    sections = ("model", "tokenizer", "data", "mesh", "reference", "serve", "sampling", "generation")
+    config = configs.for_rows("serve", sections)
     config.data = ConfigDict({name: config.data[name] for name in DATA})
+    config.sampling.n, config.sampling.max_tokens, config.sampling.temperature = 2, 1024, 0.75
     return config

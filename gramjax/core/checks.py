@@ -141,6 +141,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
         ("method", ("auto", "judge", "score", "implicit")), ("agg", ("prob", "logit")),
         ("label_space", ("candidates", "full")),
         ("overlong", ("", "drop", "truncate_prompt_left", "shorten_responses", "error")))},
+    "serve.method": ("auto", "judge", "score", "implicit", "rationale"),
+    "serve.votes": ("votes", "probability"),
 }
 
 PLUGINS = {"objective": "objectives", "annotator": "annotators", "selection": "selection/rows", "recipe": "recipes"}

@@ -48,7 +48,12 @@ class ServeSection:
     open: bool = False
     """Listen on an address that others can reach although no token is asked for."""
     method: str = "auto"
-    """`judge`, `score`, `implicit` or `auto`, as in config.score.method."""
+    """`judge`, `score`, `implicit` or `auto`, as in config.score.method; `rationale`: the model writes its judgement
+    (GRAM-R2; `auto` for a run that was trained so)."""
+    votes: str = "probability"
+    """Of `rationale`: what judgements say together, the share of the `votes` or the letter's mean `probability`."""
+    instruction: str = ""
+    """Of `rationale`: the judge's instruction; empty: that of the run, else the package's own wording."""
     agg: str = "prob"
     """Average of a judge's two orders: `prob` (of probabilities) or `logit` (of margins)."""
     label_space: str = "candidates"

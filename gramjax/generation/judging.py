@@ -76,6 +76,8 @@ class Judged:
 
     draws: tuple[Draw, ...]
     shortened: bool = False
+    prompt_tokens: int = 0
+    """Tokens of the prompts that were read, one per order."""
 
     def votes(self, identity: str, seed: int = 0) -> voting.Votes:
         """What the draws say together (arrays of one pair)."""
@@ -141,7 +143,7 @@ def judge(
     for plan, answers in sampler.answered(plans(), lambda plan: plan.requests, statistics):
         left = {request.id: iter(found) for request, found in zip(plan.requests, answers, strict=True)}
         draws = [_draw(next(left[_name(plan.row, turned)]), turned, sampler) for turned in plan.swapped]
-        yield plan.row, Judged(tuple(draws), plan.shortened)
+        yield plan.row, Judged(tuple(draws), plan.shortened, sum(len(request.tokens) for request in plan.requests))
 
 
 def _name(row: Row, turned: bool) -> str:

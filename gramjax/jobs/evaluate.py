@@ -13,7 +13,7 @@ from gramjax.core import config as configs
 from gramjax.core import ensembles, flags, folder, judgements, leaderboards, processes, runtime, spec
 from gramjax.core.errors import GramjaxError, UserError
 from gramjax.data import readers
-from gramjax.training import evaluation, exports, inheritance, scoring, setup
+from gramjax.training import evaluation, exports, inheritance, rationales, scoring, setup
 from gramjax.training.ends import end_ids_of
 
 SHOWN = ("num_pairs", "accuracy", "accuracy_one_draw", "ties", "num_tied", "num_unreadable", "agreement",
@@ -31,8 +31,8 @@ SHOWN = ("num_pairs", "accuracy", "accuracy_one_draw", "ties", "num_tied", "num_
 
 PASS = re.compile(r"pass@\d+")
 
-INSTRUCTION = "evals.rationale.judging.instruction"
-"""The judge's instruction, which a training with rationales has in `objective.instruction`."""
+READ = ("preference", "rewardbench2", "best_of_n")
+"""Evals that read a verdict or a reward where `auto` takes it to be."""
 
 
 def main(argv: list[str]) -> int:
@@ -75,6 +75,9 @@ def open_rows(config: Any, overrides: dict[str, Any]) -> tuple[Any, setup.Networ
     """The rows to judge, the model that judges them, and the settings taken from the run that trained it."""
     settings = inheritance.inherit(config, overrides)
     evaluation.sections(config.evals)  # what they refuse is said before weights are read
+    for name, own in config.evals.items():
+        if name in READ:
+            rationales.refuse(config.model.path, own.method, f"config.evals.{name}.method")
     network = setup.open_network(config)
     found = readers.read(config.data.path, setup.data_section(config), evaluation.row_types(config.evals))
     return found, network, settings

@@ -52,9 +52,10 @@ def main(argv: list[str]) -> int:
     runtime.start(distributed=arguments.distributed, expected=arguments.devices, alone="score")
     import jax
 
-    from gramjax.training import inheritance, scoring, setup
+    from gramjax.training import inheritance, rationales, scoring, setup
 
     inheritance.inherit(config, arguments.overrides)
+    rationales.refuse(config.model.path, section.method, "config.score.method")
     found = readers.read(config.data.path, setup.data_section(config), ROW_TYPES)
     check_columns(found, known)
     if arguments.dry_run:

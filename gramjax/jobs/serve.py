@@ -13,7 +13,9 @@ from gramjax.core.errors import UserError
 
 if TYPE_CHECKING:  # JAX is imported by the functions that need it: the help answers at once
     from gramjax.scoring.reading import Layout
+    from gramjax.scoring.references import References
     from gramjax.serving.service import Service
+    from gramjax.serving.written import WrittenService
 
 NEEDS = ("fastapi", "uvicorn")
 SHORTEST = 32
@@ -53,7 +55,7 @@ def main(argv: list[str]) -> int:
         print(describe(found))
         found.batcher.close()
         return 0
-    programs = found.model.warm_up()
+    programs = found.warm_up()
     print(f"gramjax: {describe(found)}, {programs} programs, ready after {time.monotonic() - began:.1f} s",
           file=sys.stderr, flush=True)  # fmt: skip
     app = application.make(found, token, section.max_bytes)
@@ -63,18 +65,70 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def open_service(config: Any, section: ServeSection, overrides: dict[str, Any]) -> "Service":
+def open_service(config: Any, section: ServeSection, overrides: dict[str, Any]) -> "Service | WrittenService":
     """The model behind a queue. Raises UserError for settings that do not fit it."""
-    from gramjax.scoring import references
-    from gramjax.scoring.reward_model import settings_of
-    from gramjax.serving.batching import Batcher
-    from gramjax.serving.service import Service
-    from gramjax.training import inheritance, scoring
+    from gramjax.training import inheritance, rationales
 
     inheritance.inherit(config, overrides)
+    known = open_references(section)
+    trained = rationales.instruction_of(config.model.path)
+    if section.method == "rationale" or (section.method == "auto" and trained is not None):
+        return open_written(config, section, known, section.instruction or trained or "")
+    idle = next((name for name in overrides if name.partition(".")[0] in ("sampling", "generation")), "")
+    if section.instruction or section.votes != ServeSection.votes or idle:
+        name = idle or f"serve.{'instruction' if section.instruction else 'votes'}"
+        raise UserError(f"config.{name} is for judges that write rationales (config.serve.method=rationale)")
+    return open_read(config, section, known)
+
+
+def open_references(section: ServeSection) -> "References | None":
+    """The answers that a judge compares with. Raises UserError for what is no file."""
+    from gramjax.scoring import references
+
     known = references.open_references(section.reference, "serve.reference") if section.reference else None
     if known is not None and known.column:
         raise UserError(f"config.serve.reference: no file {section.reference!r}")
+    return known
+
+
+def name_of(config: Any, section: ServeSection) -> str:
+    """What the model is called in answers."""
+    return section.name or Path(str(config.model.path)).resolve().name
+
+
+def open_written(
+    config: Any, section: ServeSection, known: "References | None", instruction: str
+) -> "WrittenService":
+    """A judge that writes rationales, behind a queue."""
+    from gramjax.generation import judging
+    from gramjax.serving.written import Drawer, WrittenService
+    from gramjax.training import sampling
+
+    if section.overlong not in ("drop", "error", "shorten_responses"):
+        raise UserError(f"config.serve.overlong={section.overlong!r}: a judge with rationales can 'drop' or "
+                        "'shorten_responses'")  # fmt: skip
+    if section.special_tokens:
+        raise UserError("config.serve.special_tokens: a judge needs the prompt apart from the answer")
+    drawn = configs.section(config.sampling, configs.SamplingSection, "sampling")
+    if drawn.num_beams > 1 or drawn.n < 1:
+        raise UserError("config.sampling: judgements are drawn (num_beams=1), at least one of each pair")
+    overlong = "shorten_responses" if section.overlong == "shorten_responses" else "drop"
+    settings = judging.Judging(drawn, "alternate" if drawn.n > 1 else "random", instruction, overlong)
+    sampler = sampling.open_sampler(config)
+    judging.check_score(section.votes, sampler, "serve.votes")
+    return WrittenService(
+        name_of(config, section), str(config.model.path), known, section.max_items,
+        sampler=sampler, batcher=Drawer(sampler, section.queue, config.seed), judging=settings, votes=section.votes,
+    )  # fmt: skip
+
+
+def open_read(config: Any, section: ServeSection, known: "References | None") -> "Service":
+    """A model that is read, behind a queue."""
+    from gramjax.scoring.reward_model import settings_of
+    from gramjax.serving.batching import Batcher
+    from gramjax.serving.service import Service
+    from gramjax.training import scoring
+
     if section.queue < 2 * section.max_items:
         raise UserError(f"config.serve.queue={section.queue} has no room for two sequences of each of "
                         f"config.serve.max_items={section.max_items} texts of a request")  # fmt: skip
@@ -84,10 +138,9 @@ def open_service(config: Any, section: ServeSection, overrides: dict[str, Any]) 
         raise UserError("config.serve.reference is given, but the model scores an answer by itself: leave it out")
     if section.special_tokens and model.kind != "score":
         raise UserError(f"config.serve.special_tokens: a reward by {model.kind} needs the prompt apart from the answer")
-    path = str(config.model.path)
     batcher = Batcher(model.read, section.batch_size, section.max_wait_ms / 1000, section.queue)
-    name = section.name or Path(path).resolve().name
-    return Service(model, batcher, name, path, known, section.max_items, section.special_tokens)
+    return Service(name_of(config, section), str(config.model.path), known, section.max_items,
+                   model=model, batcher=batcher, special_tokens=section.special_tokens)  # fmt: skip
 
 
 def layout_of(section: ServeSection, max_length: int) -> "Layout":
@@ -113,8 +166,12 @@ def layout_of(section: ServeSection, max_length: int) -> "Layout":
                   MOST if section.share else 1)  # fmt: skip
 
 
-def describe(found: "Service") -> str:
+def describe(found: "Service | WrittenService") -> str:
     """The model in a few words."""
+    from gramjax.serving.written import WrittenService
+
+    if isinstance(found, WrittenService):
+        return f"{found.name} ({found.kind}), prompts of up to {found.max_length:,} tokens"
     layout = found.model.layout
-    return (f"{found.name} ({found.model.kind}), texts of up to {found.max_length:,} tokens, lengths {layout.buckets}, "
+    return (f"{found.name} ({found.kind}), texts of up to {found.max_length:,} tokens, lengths {layout.buckets}, "
             f"rows {layout.sizes}")  # fmt: skip

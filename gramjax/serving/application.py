@@ -17,6 +17,7 @@ from gramjax.data.rows import Text
 from gramjax.serving import bodies, service
 from gramjax.serving.guard import Guard, Refused
 from gramjax.serving.service import Item, Service
+from gramjax.serving.written import WrittenService
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": bodies.Error, "description": text}
@@ -29,7 +30,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 FEW_ERRORS: dict[int | str, dict[str, Any]] = {401: ERRORS[401]}
 
 
-def make(found: Service, token: str = "", max_bytes: int = 1 << 20) -> Guard:
+def make(found: Service | WrittenService, token: str = "", max_bytes: int = 1 << 20) -> Guard:
     """The application of a service, behind its guard."""
 
     @contextlib.asynccontextmanager
@@ -44,15 +45,14 @@ def make(found: Service, token: str = "", max_bytes: int = 1 << 20) -> Guard:
     @app.get("/health", response_model=bodies.Health)
     async def health() -> JSONResponse:
         """Whether the server answers, and what waits."""
-        batcher, model = found.batcher, found.model
-        return JSONResponse({"status": "ok", "model": found.name, "kind": model.kind, "waiting": batcher.waiting,
-                             "batches": batcher.batches, "programs": model.programs})  # fmt: skip
+        return JSONResponse({"status": "ok", "model": found.name, "kind": found.kind, "waiting": found.batcher.waiting,
+                             "batches": found.batcher.batches, "programs": found.programs})  # fmt: skip
 
     @app.get("/v1/models", response_model=bodies.Models, responses=FEW_ERRORS)
     async def models() -> JSONResponse:
         """The model."""
         card = {"id": found.name, "object": "model", "created": started, "owned_by": "gramjax",
-                "kind": found.model.kind, "max_length": found.max_length}  # fmt: skip
+                "kind": found.kind, "max_length": found.max_length}  # fmt: skip
         return JSONResponse({"object": "list", "data": [card]})
 
     @app.post("/classify", response_model=bodies.Classified, responses=ERRORS)
@@ -63,15 +63,16 @@ def make(found: Service, token: str = "", max_bytes: int = 1 << 20) -> Guard:
         found.check_name(body.model)
         if (body.input is None) == (body.text is None):
             raise Refused(422, "give 'input' (or 'text', not both)", "input")
-        if not body.add_special_tokens:
+        if not body.add_special_tokens and not found.special_tokens:
             raise Refused(400, "add_special_tokens must be true: see config.serve.special_tokens", "add_special_tokens")
         items = with_references(items_of(body.input if body.text is None else body.text), body.reference)
         found.check_count(len(items), "input")
         scored = await found.score(items)
-        activate = body.use_activation and not found.judges
+        activate = body.activated and not found.judges
         probs = [float(sigmoid(score)) if activate else score for score in scored.scores]
         data = [{"index": n, "label": "LABEL_0", "probs": [p], "num_classes": 1} for n, p in enumerate(probs)]
-        return JSONResponse({**head("classify", "list", found.name), "data": data, "usage": usage(scored.num_tokens)})
+        used = usage(scored.num_tokens, scored.drawn_tokens)
+        return JSONResponse({**head("classify", "list", found.name), "data": data, "usage": used})
 
     @app.post("/get_reward", response_model=bodies.Rewards, responses=ERRORS)
     async def get_reward(body: bodies.GetReward) -> JSONResponse:
@@ -81,13 +82,13 @@ def make(found: Service, token: str = "", max_bytes: int = 1 << 20) -> Guard:
         items = [Item(None, query) for query in queries]
         if body.prompts is not None and not found.special_tokens:
             items = split(queries, body.prompts)
-        scores = (await found.score(with_references(items, body.reference))).scores
-        return JSONResponse({"rewards": scores, "scores": scores, "extra_logs": {}})
+        scored = await found.score(with_references(items, body.reference))
+        return JSONResponse({"rewards": scored.scores, "scores": scored.scores, "extra_logs": scored.logs})
 
     @app.post("/v1/score/evaluation", response_model=bodies.Evaluated, responses=ERRORS)
     async def score_evaluation(body: bodies.ScoreEvaluation) -> JSONResponse:
         """Scores in the form of LLaMA-Factory."""
-        found.check_name(body.model)
+        found.check_name(None if body.model == bodies.ANY_MODEL else body.model)
         found.check_count(len(body.messages), "messages")
         scored = await found.score([Item(None, text) for text in body.messages], body.max_length or 0)
         made = {"id": f"scoreval-{uuid.uuid4().hex}", "object": "score.evaluation", "model": found.name}
@@ -98,18 +99,19 @@ def make(found: Service, token: str = "", max_bytes: int = 1 << 20) -> Guard:
         """Which response is better, or the order of several, best first."""
         found.check_name(body.model)
         found.check_count(len(body.responses), "responses")
-        if body.rationale:
-            raise Refused(400, "rationale: this server reads verdicts, it writes no rationales", "rationale")
+        if body.rationale and not found.writes:
+            raise Refused(400, "rationale: this model reads verdicts, it writes no rationales (only a judge of GRAM-R2 "
+                               "does)", "rationale")  # fmt: skip
         responses = [plain(response) for response in body.responses]
         if len({isinstance(text, str) for text in responses}) > 1:
             raise Refused(400, "the responses must all be texts or all be messages", "responses")
         said = await found.compare(plain(body.prompt), responses, body.swap, body.method, body.top)
-        pairs = [service.judged(*pair) for pair in said.pairs]
+        pairs = [service.judged(*pair, body.rationale) for pair in said.pairs]
         two = pairs[0] if len(responses) == 2 else {"p_a": None, "verdict": None}
         return JSONResponse({
-            **head("compare", "comparison", found.name), "kind": found.model.kind, "method": said.method,
+            **head("compare", "comparison", found.name), "kind": found.kind, "method": said.method,
             "order": said.order, "scores": said.scores, "pairs": pairs, "p_a": two["p_a"], "verdict": two["verdict"],
-            "judge_calls": said.judge_calls, "usage": usage(said.num_tokens),
+            "judge_calls": said.judge_calls, "usage": usage(said.num_tokens, said.drawn_tokens),
         })  # fmt: skip
 
     @app.exception_handler(Refused)
@@ -140,9 +142,9 @@ def head(name: str, kind: str, model: str) -> dict[str, Any]:
     return {"id": f"{name}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
 
 
-def usage(tokens: int) -> dict[str, int]:
-    """Tokens that were read."""
-    return {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}
+def usage(tokens: int, drawn: int = 0) -> dict[str, int]:
+    """Tokens that were read and drawn."""
+    return {"prompt_tokens": tokens, "total_tokens": tokens + drawn, "completion_tokens": drawn}
 
 
 def plain(text: Any) -> Text:

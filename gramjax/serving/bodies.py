@@ -47,11 +47,18 @@ class Classify(Strict):
     model: str | None = None
     input: Item | Annotated[list[Item], Field(min_length=1)] | None = None
     text: str | Annotated[list[str], Field(min_length=1)] | None = None
-    use_activation: bool = True
-    """Answer the sigmoid of a score (a probability); False: the score itself."""
+    use_activation: bool | None = None
+    """Answer the sigmoid of a score (a probability, the default); False: the score itself."""
+    activation: bool | None = None
+    """The older name of it (vLLM before 0.11.2, verl)."""
     add_special_tokens: bool = True
-    """Accepted, and only as true: which special tokens a text has is the renderer's business."""
+    """False only where the server reads special tokens in texts (config.serve.special_tokens)."""
     reference: References = None
+
+    @property
+    def activated(self) -> bool:
+        """Whether the sigmoid is wanted."""
+        return False not in (self.use_activation, self.activation)
 
 
 class GetReward(Strict):
@@ -66,10 +73,15 @@ class GetReward(Strict):
     reference: References = None
 
 
+ANY_MODEL = "model"
+"""What LLaMA-Factory's trainer calls every model that it asks."""
+
+
 class ScoreEvaluation(Strict):
     """`/v1/score/evaluation` (the form of LLaMA-Factory)."""
 
     model: str | None = None
+    """The name of the model, or "model", which LLaMA-Factory's trainer always says."""
     messages: Annotated[list[str], Field(min_length=1)]
     """Texts, each prompt and answer."""
     max_length: Annotated[int, Field(ge=1)] | None = None
@@ -89,7 +101,7 @@ class Compare(Strict):
     top: Annotated[int, Field(ge=0)] = 0
     """How many of the best to find; 0: the whole order."""
     rationale: bool = False
-    """Accepted, and only as false: judges that write rationales are sampled (`gramjax annotate`), not served."""
+    """Answer what a judge wrote too (true only of a model that writes rationales)."""
 
 
 class ClassData(BaseModel):
@@ -102,7 +114,7 @@ class ClassData(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens that were read."""
+    """Tokens that were read and drawn."""
 
     prompt_tokens: int
     total_tokens: int
@@ -137,6 +149,18 @@ class Evaluated(BaseModel):
     scores: list[float]
 
 
+class Judgement(BaseModel):
+    """One written judgement."""
+
+    text: str
+    a_shown: Literal["first", "second"]
+    """Where response a stood."""
+    verdict: Literal["A", "B"] | None
+    """Null: none could be read."""
+    p_a: float | None
+    """Probability of the letter for response a, where it was written."""
+
+
 class Judged(BaseModel):
     """One pair: indices of the responses, the probability that the first of them is better, and of either order."""
 
@@ -147,6 +171,10 @@ class Judged(BaseModel):
     p_a_shown_second: float | None
     verdict: Literal["A", "B", "tie"]
     consistent: bool | None
+    rationale: str | None = None
+    """On wish: what was written for the verdict, by the surest judgement that agrees with it."""
+    judgements: list[Judgement] | None = None
+    """On wish: all that was written."""
 
 
 class Compared(BaseModel):
@@ -168,7 +196,7 @@ class Compared(BaseModel):
     """Of two responses: the probability that the first is better."""
     verdict: Literal["A", "B", "tie"] | None
     judge_calls: int
-    """Sequences that were read: two for a pair in both orders."""
+    """Sequences that were read, two for a pair in both orders, or judgements that were written."""
     usage: Usage
 
 

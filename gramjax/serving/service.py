@@ -7,7 +7,7 @@ compares with a reference that the request brings or the server was started with
 import asyncio
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,10 @@ from starlette.concurrency import run_in_threadpool
 from gramjax.core import ranking, statistics
 from gramjax.core.errors import DataError, UserError
 from gramjax.data.rows import Drop, Text, text_length
+from gramjax.generation.judging import Draw
 from gramjax.scoring import references
 from gramjax.scoring.references import References
-from gramjax.scoring.reward_model import Comparison, Question, RewardModel, difference
+from gramjax.scoring.reward_model import Question, RewardModel, difference
 from gramjax.serving.batching import Batcher, Closed, Full
 from gramjax.serving.guard import Refused
 
@@ -46,6 +47,25 @@ class Scored:
 
     scores: list[float]
     num_tokens: int
+    drawn_tokens: int = 0
+    logs: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    """What else is said of each item, by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What is known of a pair: the probability that its first answer is better, over both orders and in each (shown
+    first, shown second; None where it was not asked or could not be read)."""
+
+    score: float
+    first: float | None = None
+    second: float | None = None
+    calls: int = 0
+    """Sequences that were read, or judgements that were drawn."""
+    num_tokens: int = 0
+    drawn_tokens: int = 0
+    draws: tuple[Draw, ...] = ()
+    """The judgements, of a judge that writes them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,32 +75,24 @@ class Ranked:
     method: str
     order: list[int]
     scores: list[float | None]
-    pairs: list[tuple[int, int, Comparison]]
+    pairs: list[tuple[int, int, Told]]
     judge_calls: int
     num_tokens: int
+    drawn_tokens: int = 0
+
+
+Ask = Callable[[Sequence[tuple[int, int]]], Awaitable[list[Told]]]
+"""From pairs of indices to what is known of them."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Service:
-    """A reward model behind a queue."""
+class Served:
+    """What every service has: a name, references to compare with, a bound on the texts of a request."""
 
-    model: RewardModel
-    batcher: Batcher
     name: str
     path: str = ""
     references: References | None = None
     max_items: int = 256
-    special_tokens: bool = False
-
-    @property
-    def max_length(self) -> int:
-        """Longest text, in tokens."""
-        return self.model.renderer.section.max_length
-
-    @property
-    def judges(self) -> bool:
-        """Whether the model can only compare."""
-        return self.model.kind == "judge"
 
     def check_name(self, given: str | None) -> None:
         """Raise Refused for a request to another model."""
@@ -91,6 +103,61 @@ class Service:
         """Raise Refused for more texts than a request may have."""
         if count > self.max_items:
             raise Refused(413, f"{count} texts are more than a request may have ({self.max_items}); split it", what)
+
+    def against(self, item: Item, number: int) -> tuple[Text, Text, Text]:
+        """(prompt, answer, reference) of something that a judge is to score. Raises Refused where one is missing."""
+        if item.prompt is None:
+            if isinstance(item.answer, str):
+                raise Refused(400, NO_PROMPT, f"input {number}")
+            item = dataclasses.replace(item, prompt=item.answer[:-1], answer=item.answer[-1:])
+        prompt, answer, reference = item.prompt, item.answer, item.reference
+        if prompt is None or (reference is None and self.references is None):
+            raise Refused(400, NO_REFERENCE, "reference")
+        try:
+            if reference is None and self.references is not None:
+                reference = self.references.of_prompt(prompt)
+            assert reference is not None
+            return prompt, answer, references.same_form(answer, reference)
+        except Drop as drop:
+            raise Refused(400, f"input {number}: {drop}; {NO_REFERENCE}", "reference") from None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Service(Served):
+    """A reward model behind a queue."""
+
+    model: RewardModel
+    batcher: Batcher
+    special_tokens: bool = False
+
+    @property
+    def max_length(self) -> int:
+        """Longest text, in tokens."""
+        return self.model.renderer.section.max_length
+
+    @property
+    def kind(self) -> str:
+        """`score`, `judge` or `implicit`."""
+        return self.model.kind
+
+    @property
+    def judges(self) -> bool:
+        """Whether the model can only compare."""
+        return self.kind == "judge"
+
+    @property
+    def writes(self) -> bool:
+        """Whether it writes what it thinks."""
+        return False
+
+    @property
+    def programs(self) -> int:
+        """Compiled so far."""
+        return self.model.programs
+
+    def warm_up(self) -> int:
+        """Compile every shape; how many programs there are."""
+        return self.model.warm_up()
 
     async def score(self, items: Sequence[Item], most: int = 0) -> Scored:
         """The score of every item: its reward, or a judge's probability that it beats its reference.
@@ -123,21 +190,8 @@ class Service:
                 raise Refused(400, NO_PROMPT, f"input {number}")
             markup = alone and self.special_tokens
             return self.rendered(lambda: self.model.ask_reward((item.prompt, item.answer), markup), number, most)
-        if item.prompt is None:
-            if isinstance(item.answer, str):
-                raise Refused(400, NO_PROMPT, f"input {number}")
-            item = dataclasses.replace(item, prompt=item.answer[:-1], answer=item.answer[-1:])
-        prompt, answer, reference = item.prompt, item.answer, item.reference
-        if prompt is None or (reference is None and self.references is None):
-            raise Refused(400, NO_REFERENCE, "reference")
-        try:
-            if reference is None and self.references is not None:
-                reference = self.references.of_prompt(prompt)
-            assert reference is not None
-            other = references.same_form(answer, reference)
-        except Drop as drop:
-            raise Refused(400, f"input {number}: {drop}; {NO_REFERENCE}", "reference") from None
-        return self.rendered(lambda: self.model.ask_pair((prompt, answer, other)), number, most)
+        pair = self.against(item, number)
+        return self.rendered(lambda: self.model.ask_pair(pair), number, most)
 
     def rendered(self, make: Callable[[], Question], number: int, most: int = 0) -> Question:
         """The question, or the reason why there is none as a Refused."""
@@ -167,7 +221,11 @@ class Service:
     async def compare(self, prompt: Text, responses: Sequence[Text], swap: bool, method: str, top: int) -> Ranked:
         """Put responses in order. Raises Refused."""
         if self.judges:
-            return await self.tournament(prompt, responses, "both" if swap else "first", method, top)
+
+            async def ask(pairs: Sequence[tuple[int, int]]) -> list[Told]:
+                return await self.told(prompt, responses, pairs, "both" if swap else "first")
+
+            return await tournament(len(responses), ask, method, top)
         if method != "auto" or not swap:
             raise Refused(400, "'method' and 'swap' are for judges of pairs; this model gives a score to each response")
         items = [Item(prompt, response) for response in responses]
@@ -175,7 +233,7 @@ class Service:
         values = await self.read(asked)
         scores = [finite(self.model.reward(q, value).value) for q, value in zip(asked, values, strict=True)]
         order = sorted(range(len(scores)), key=lambda i: -scores[i])[: top or None]
-        pairs = [(0, 1, difference(*scores))] if len(scores) == 2 else []
+        pairs = [(0, 1, Told(difference(*scores).score))] if len(scores) == 2 else []
         return Ranked("score", order, list(scores), pairs, len(scores), count_tokens(asked))
 
     def ask_pairs(
@@ -187,29 +245,41 @@ class Service:
             for i, j in pairs
         ]
 
-    async def tournament(self, prompt: Text, responses: Sequence[Text], shown: str, method: str, top: int) -> Ranked:
-        """Let the judge compare pairs until the order is known."""
-        count = len(responses)
-        if count == 2 and method != "auto":
-            raise Refused(400, "'method' is for more than two responses", "method")
-        asking = ranking.asking(count, method, top=top)
-        judged: list[tuple[int, int, Comparison]] = []
-        tokens = calls = 0
-        answers: list[float] | None = None
-        while True:
-            try:
-                pairs = asking.send(answers)  # type: ignore[arg-type]  # None starts a generator
-            except StopIteration as stop:
-                found: ranking.Ranking = stop.value
-                break
-            asked = await run_in_threadpool(self.ask_pairs, prompt, responses, pairs, shown)
-            values = await self.read(asked)
-            said = [self.model.comparison(q, value) for q, value in zip(asked, values, strict=True)]
-            judged += [(i, j, one) for (i, j), one in zip(pairs, said, strict=True)]
-            answers = [finite(one.score) for one in said]
-            tokens, calls = tokens + count_tokens(asked), calls + sum(len(q.sequences) for q in asked)
-        name = "pair" if count == 2 else found.method
-        return Ranked(name, list(found.order), list(found.wins), judged, calls, tokens)
+    async def told(
+        self, prompt: Text, responses: Sequence[Text], pairs: Sequence[tuple[int, int]], shown: str
+    ) -> list[Told]:
+        """What the judge says of pairs of responses. Raises Refused."""
+        asked = await run_in_threadpool(self.ask_pairs, prompt, responses, pairs, shown)
+        values = await self.read(asked)
+        out = []
+        for question, value in zip(asked, values, strict=True):
+            said = self.model.comparison(question, value)
+            first = None if math.isnan(said.margin_first) else said.p_first
+            second = None if math.isnan(said.margin_second) else 1 - said.p_second
+            out.append(Told(finite(said.score), first, second, len(question.sequences), count_tokens([question])))
+        return out
+
+
+async def tournament(count: int, ask: Ask, method: str, top: int) -> Ranked:
+    """Let a judge compare pairs until the order is known. Raises Refused."""
+    if count == 2 and method != "auto":
+        raise Refused(400, "'method' is for more than two responses", "method")
+    asking = ranking.asking(count, method, top=top)
+    judged: list[tuple[int, int, Told]] = []
+    answers: list[float] | None = None
+    while True:
+        try:
+            pairs = asking.send(answers)  # type: ignore[arg-type]  # None starts a generator
+        except StopIteration as stop:
+            found: ranking.Ranking = stop.value
+            break
+        said = await ask(pairs)
+        judged += [(i, j, one) for (i, j), one in zip(pairs, said, strict=True)]
+        answers = [one.score for one in said]
+    name = "pair" if count == 2 else found.method
+    calls, tokens, drawn = (sum(getattr(one, what) for _, _, one in judged)
+                            for what in ("calls", "num_tokens", "drawn_tokens"))  # fmt: skip
+    return Ranked(name, list(found.order), list(found.wins), judged, calls, tokens, drawn)
 
 
 def verdict(probability: float) -> str:
@@ -219,14 +289,29 @@ def verdict(probability: float) -> str:
     return "A" if probability > 0.5 else "B"
 
 
-def judged(a: int, b: int, said: Comparison) -> dict[str, Any]:
-    """A pair as it is answered; what was not asked is null."""
-    first = None if math.isnan(said.margin_first) else said.p_first
-    second = None if math.isnan(said.margin_second) else 1 - said.p_second
-    both = first is not None and second is not None
-    consistent = verdict(first) == verdict(second) if first is not None and second is not None else None
-    return {"a": a, "b": b, "p_a": said.score, "p_a_shown_first": first, "p_a_shown_second": second,
-            "verdict": verdict(said.score), "consistent": consistent if both else None}  # fmt: skip
+def judged(a: int, b: int, said: Told, texts: bool = False) -> dict[str, Any]:
+    """A pair as it is answered; what was not asked is null. With `texts` also what a judge wrote."""
+    sides = [None if p is None else verdict(p) for p in (said.first, said.second)]
+    out: dict[str, Any] = {
+        "a": a, "b": b, "p_a": said.score, "p_a_shown_first": said.first, "p_a_shown_second": said.second,
+        "verdict": verdict(said.score), "consistent": None if None in sides else sides[0] == sides[1],
+    }  # fmt: skip
+    if texts:
+        out["rationale"] = rationale(said)
+        out["judgements"] = [
+            {"text": draw.reply, "a_shown": "second" if draw.swapped else "first", "verdict": draw.verdict,
+             "p_a": None if math.isnan(draw.probability) else draw.probability} for draw in said.draws
+        ]  # fmt: skip
+    return out
+
+
+def rationale(said: Told) -> str | None:
+    """What was written for the verdict: of the judgements that agree with it, the surest one's; None without one."""
+    agreeing = [draw for draw in said.draws if draw.verdict == verdict(said.score)]
+    sure = {"A": lambda p: p, "B": lambda p: 1 - p}
+    known = [(sure[draw.verdict or "A"](draw.probability), draw) for draw in agreeing]
+    best = max(known, key=lambda pair: -1.0 if math.isnan(pair[0]) else pair[0], default=None)
+    return None if best is None else best[1].reply
 
 
 def count_tokens(asked: Sequence[Question]) -> int:

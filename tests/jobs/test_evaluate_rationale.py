@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from gramjax import cli
+from gramjax.core.errors import UserError
 from gramjax.core.writer import read_metrics
 from gramjax.data.recipes import permutation_world as world
+from tests.serving.live_server import in_process
 
 VALID = "recipe:permutation_world:valid:20"
 
@@ -52,3 +54,17 @@ def test_training_and_evaluate_draw_the_same(trained, tmp_path, capsys):
 def test_another_instruction_can_be_given(trained, tmp_path):
     now, _ = evaluate(trained, tmp_path, "--config.evals.rationale.judging.instruction=Prove.")
     assert "evals.rationale.judging.instruction" not in now["inherited"]
+
+
+def test_a_reader_of_verdicts_is_not_pointed_at_it_and_the_server_writes(trained, tmp_path):
+    for job, setting in (("evaluate", "evals.preference"), ("score", "score")):
+        command = [job, f"--config={job}", f"--config.model.path={trained}", f"--config.data.path={VALID}"]
+        with pytest.raises(UserError, match=f"config.{setting}.method=judge reads it without one"):
+            cli.main([*command, f"--workdir={tmp_path / job}"])
+    client, service = in_process(trained, "--config.sampling.max_tokens=8", "--config.data.max_length=100")
+    row = world.rows("valid", 1)[0]
+    with client:
+        found = client.post("/v1/compare", json={"prompt": row["prompt"], "responses": row["responses"],
+                                                 "rationale": True}).json()  # fmt: skip
+    assert service.judging.instruction == world.JUDGE_PROMPT and found["kind"] == "rationale"
+    assert len(found["pairs"][0]["judgements"]) == 2

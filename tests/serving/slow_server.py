@@ -40,6 +40,6 @@ class Model:
 
 if __name__ == "__main__":
     model = Model()
-    service = Service(model, Batcher(model.read, 1, 0.0, 6), "slow")
+    service = Service("slow", model=model, batcher=Batcher(model.read, 1, 0.0, 6))
     bound = listening.bind("127.0.0.1", 0)
     listening.run(application.make(service), bound, 30, lambda: print(f"serving at {listening.url(bound)}", flush=True))

@@ -80,6 +80,10 @@ def test_every_route_gives_the_score_of_gramjax_score(client, scored):
     texts = [p + " " + a for p, a in pairs]
     whole = client.post("/v1/score/evaluation", json={"model": "tiny", "messages": texts}).json()["scores"]
     assert client.post("/get_reward", json={"query": texts}).json()["rewards"] == pytest.approx(whole, abs=CLOSE)
+    trainer = {"model": "model", "messages": texts}  # as LLaMA-Factory says it, whatever the model is called
+    assert client.post("/v1/score/evaluation", json=trainer).json()["scores"] == pytest.approx(whole, abs=CLOSE)
+    verl = client.post("/classify", json={"model": "tiny", "input": texts[0], "activation": False}).json()
+    assert verl["data"][-1]["probs"][-1] == pytest.approx(whole[0], abs=CLOSE)
     card = client.get("/v1/models").json()["data"][0]
     assert (card["id"], card["kind"], card["max_length"]) == ("tiny", "score", words.MAX_LENGTH)
 

@@ -121,6 +121,10 @@ def test_broken_weights_give_no_number(client, served, monkeypatch):
         (("--config.serve.reference=gone",), "no file 'gone'"),
         (("--config.serve.buckets=(16,)",), "at least config.data.max_length=40"),
         (("--config.serve.queue=100",), "no room for two sequences of each"),
+        (("--config.sampling.n=4",), "sampling.n is for judges that write rationales"),
+        (("--config.serve.instruction=Judge.",), "serve.instruction is for judges that write"),
+        (("--config.serve.votes=votes",), "serve.votes is for judges that write"),
+        (("--config.serve.method=rationale", "--config.serve.votes=mean"), "is .mean.; choose one of votes"),
     ],
 )
 def test_settings_that_do_not_fit_a_judge(tiny_judge, settings, words):
