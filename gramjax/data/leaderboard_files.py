@@ -1,6 +1,7 @@
 """The result files that leaderboards merge, from judged rows and the benchmark file that they came from.
 
     rewardbench   eval-set/ORG/MODEL.json (a score per subset), eval-set-scores/ORG/MODEL.json (columns, a row per pair)
+    pref_sets     the same two for any preference rows with a subset: pref-sets/..., pref-sets-scores/...
     rewardbench2  the same two; rows are lists of answers with `scores`
     rm_bench      ORG/MODEL.json: the rows of the benchmark with `score_chosen` and `score_rejected`
     judgebench    outputs/dataset=...,judge_model=....jsonl: the pairs of the benchmark with `judgments`
@@ -49,7 +50,7 @@ def model_name(path: str) -> str:
 
 
 def write(folder: Path, benchmark: str, records: Sequence[Record], originals: Originals, judge: Judge) -> list[Path]:
-    """Write the files of a benchmark below `folder/BENCHMARK`; returns their paths.
+    """Write the files of a benchmark below `folder/BENCHMARK` (`FOLDERS`); returns their paths.
 
     Raises UserError for a name that is not ORG/MODEL, DataError for a judged row that the benchmark file lacks.
     """
@@ -57,7 +58,7 @@ def write(folder: Path, benchmark: str, records: Sequence[Record], originals: Or
         raise UserError(f"the leaderboards name models ORG/MODEL, not {judge.model!r}")
     out = []
     for name, text in FILES[benchmark](records, originals, judge).items():
-        path = folder / benchmark / name
+        path = folder / FOLDERS.get(benchmark, benchmark) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(path.name + ".new")
         new.write_text(text, "utf-8")
@@ -113,6 +114,24 @@ def _rewardbench(records: Sequence[Record], originals: Originals, judge: Judge) 
     return {
         f"eval-set/{judge.model}.json": sorted_json(head | scores),
         f"eval-set-scores/{judge.model}.json": sorted_json(head | columns),
+    }
+
+
+def _pref_sets(records: Sequence[Record], originals: Originals, judge: Judge) -> dict[str, str]:
+    """As RewardBench has it for preference sets of others: the plain share of every subset, and the rows."""
+    if not all(record.get("subset") for record in records):
+        raise UserError("pref-sets has a score per subset: give the rows a column 'subset'")
+    worth: dict[str, list[float]] = collections.defaultdict(list)
+    for record in records:
+        worth[str(record["subset"])].append(rewardbench.credit(record))
+    head = _header(judge, records)
+    columns = _pairs(records, originals) | {"subset": [record["subset"] for record in records]}
+    scores = {subset: sum(values) / len(values) for subset, values in worth.items()}
+    if taken := sorted(set(scores) & set(head)):
+        raise UserError(f"a subset is called {taken[0]!r}, which the files keep for the model; rename it")
+    return {
+        f"pref-sets/{judge.model}.json": sorted_json(head | scores),
+        f"pref-sets-scores/{judge.model}.json": sorted_json(head | columns),
     }
 
 
@@ -214,6 +233,7 @@ def _tool(records: Sequence[Record], originals: Originals, judge: Judge) -> dict
 
 FILES: dict[str, Callable[[Sequence[Record], Originals, Judge], dict[str, str]]] = {
     "rewardbench": _rewardbench,
+    "pref_sets": _pref_sets,
     "rewardbench2": _rewardbench2,
     "rm_bench": _rm_bench,
     "judgebench": _judgebench,
@@ -221,7 +241,10 @@ FILES: dict[str, Callable[[Sequence[Record], Originals, Judge], dict[str, str]]]
 }
 """Benchmarks with files of their own: {path below the folder of the benchmark: text}."""
 
-OF_PAIRS = ("rewardbench", "tool")
+FOLDERS = {"pref_sets": "rewardbench"}
+"""Where files lie that do not have a folder of their own."""
+
+OF_PAIRS = ("rewardbench", "pref_sets", "tool")
 """Those that need normalised preference rows as originals; the others need the records of the file."""
 
 

@@ -16,17 +16,17 @@ def write(
     name: str,
     model: str = "",
     source: str = "",
-    tool: bool = False,
+    layout: str = "",
 ) -> list[Path]:
     """Write what the benchmark of judged rows asks for below `folder/exports`; returns the paths (none for other rows).
 
     `config` is that of the evaluation (its data file is read again, if `source` names no other), `name` its eval,
-    `model` ORG/NAME (empty: the last two parts of the model's path). With `tool` the files are those of the rewardbench
-    command.
+    `model` ORG/NAME (empty: the last two parts of the model's path). `layout` of `ANY_PAIRS` instead of the
+    benchmark's: `tool`, the files of the rewardbench command, or `pref_sets`, those of RewardBench's other sets.
     """
     benchmark = leaderboard_files.benchmark_of(records)
-    if tool:
-        benchmark = "tool" if records and all("correct" in record for record in records) else ""
+    if layout:
+        benchmark = layout if records and all("correct" in record for record in records) else ""
     if not benchmark:
         return []
     source = source or str(config["data"]["path"])

@@ -49,6 +49,13 @@ def test_evaluate_writes_what_the_leaderboard_reads(judged, capsys):
     assert cli.main(["leaderboard", str(out), "--tool", "--model", "org/name"]) == 0
     whole = json.loads((out / "eval/exports/tool/org/name.json").read_text())
     assert whole["num_prompts"] == 7
+    assert cli.main(["leaderboard", str(out), "--pref-sets", "--model", "org/name"]) == 0
+    sets = out / "eval/exports/rewardbench"
+    by_subset = json.loads((sets / "pref-sets/org/name.json").read_text())
+    assert by_subset.pop("model_type") == "Generative RM" and by_subset.pop("chat_template") == "none"
+    judged_rows = json.loads((sets / "pref-sets-scores/org/name.json").read_text())
+    assert by_subset == {"model": "org/name", "livecodebench": pytest.approx(sum(judged_rows["results"]) / 7)}
+    assert [text[-1]["content"] for text in judged_rows["text_chosen"][:2]] == ["a0", "b"]
     with pytest.raises(UserError, match="ORG/MODEL, not 'name'"):
         cli.main(["leaderboard", str(out), "--model", "name"])
     source.rename(folder / "moved.jsonl")
