@@ -32,7 +32,7 @@ quickstart: install
 	$(BIN)/gramjax train --config=quickstart --workdir=$(RUN) $(ARGS)
 
 test: dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS) $(TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) $(TESTS)
 
 smoke: dev
 	$(BIN)/python -m pytest -m smoke $(PYTEST_ARGS) $(TESTS)
