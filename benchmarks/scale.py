@@ -4,15 +4,17 @@
     python benchmarks/scale.py --table          writes the table of docs/scale.md from the file of results
 
 Every cell is `gramjax plan --json` in a process of its own; results are kept in benchmarks/results/scale.json, and
-what is there is not compiled again. One sequence of 2,048 tokens per device, then, with --largest, the most that fit:
-guessed from the memory of the first, and verified by compiling it.
+what is there is not compiled again. One sequence of 2,048 tokens per device, then, with --largest, about the most that
+fit: a number that should, and the number that the line through these two memories gives, each compiled.
 """
 
 import argparse
+import functools
 import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,14 +46,32 @@ def plan(model: str, use: str, topology: str, count: int) -> dict[str, Any]:
     return {**found, "sequences": count, "libtpu": metadata.version("libtpu")}
 
 
-def larger(found: dict[str, Any], devices: int) -> int:
-    """A number of sequences that should just fit: what is not parameters or optimiser grows with it."""
-    fixed = found["parameters_gib"] + found["optimizer_gib"]
-    free, used = 0.97 * found["device_gib"] - fixed, found["peak_gib_per_device"] - fixed
-    each = max(free / max(used, 1e-3), 1.0)
-    per_device = found["sequences"] / devices * each
-    whole = math.floor(per_device) if per_device < 8 else 2 ** math.floor(math.log2(per_device))
-    return max(whole, 1) * devices
+def more(found: dict[str, Any], devices: int, fixed: float, grows: float) -> int:
+    """The number of sequences at which `fixed` GiB and `grows` for each per device fill it; in round numbers."""
+    per_device = (0.98 * found["device_gib"] - fixed) / max(grows, 1e-4)
+    step = 1 if per_device < 8 else 4 if per_device < 64 else 32
+    return max(math.floor(per_device / step) * step, 1) * devices
+
+
+def largest_that_fits(one: dict[str, Any], devices: int, tried: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
+    """The plan of about the most sequences that fit; `one` has a sequence per device and fits.
+
+    First all that is not parameters or optimiser is taken to grow with the sequences, which is too careful: weights
+    are gathered once for all of them. Then the line through both goes on.
+    """
+    fixed = one["parameters_gib"] + one["optimizer_gib"]
+    count = more(one, devices, fixed, one["peak_gib_per_device"] - fixed)
+    if count == devices:
+        return one
+    second = tried(count)
+    if not second["fits"]:
+        return one
+    rises = (second["peak_gib_per_device"] - one["peak_gib_per_device"]) / (count / devices - 1)
+    count = more(one, devices, one["peak_gib_per_device"] - rises, rises)
+    if count <= second["sequences"]:
+        return second
+    third = tried(count)
+    return third if third["fits"] else second
 
 
 def cell(model: str, use: str, topology: str, known: dict[str, Any], largest: bool) -> dict[str, Any]:
@@ -61,14 +81,7 @@ def cell(model: str, use: str, topology: str, known: dict[str, Any], largest: bo
     if "one" not in out:
         out["one"] = plan(model, use, topology, devices)
     if largest and out["one"]["fits"] and "largest" not in out:
-        found, count = out["one"], larger(out["one"], devices)
-        while count > found["sequences"]:
-            tried = plan(model, use, topology, count)
-            if tried["fits"]:
-                found = tried
-                break
-            count = max(count - max(count // 4 // devices, 1) * devices, devices)
-        out["largest"] = found
+        out["largest"] = largest_that_fits(out["one"], devices, functools.partial(plan, model, use, topology))
     return out
 
 
