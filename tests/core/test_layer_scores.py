@@ -171,7 +171,8 @@ def counts(known: dict[int, float], layers: int) -> list[float]:
     return np.interp(range(layers), sorted(known), [known[layer] for layer in sorted(known)]).tolist()
 
 
-LLAMA2_7B = counts({0: 1127, 1: 160, 2: 7, 3: 0, 10: 43, 21: 110, 22: 250, 26: 314, 27: 240, 29: 210, 31: 240}, 32)
+LLAMA2_7B = counts({0: 1127, 1: 160, 2: 7, 3: 0, 10: 43, 11: 80, 21: 80, 22: 250, 26: 314, 27: 240, 29: 210,
+                    31: 240}, 32)  # fmt: skip
 LLAMA2_13B = counts({0: 1176, 1: 1018, 2: 9, 3: 7, 5: 18, 20: 170, 28: 210, 29: 300, 31: 300, 32: 200, 38: 290,
                      39: 382}, 40)  # fmt: skip
 """Language-specific neurons per layer as far as they are known of LAPE's lists (S-7), which are not at hand themselves:
