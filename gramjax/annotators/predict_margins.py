@@ -2,8 +2,10 @@
 
 `head`: the margin head of a run of `--config=lrhp_margin`. `ridge`: a linear probe on the representations of an
 encoder, fitted to the margins of `labelled` rows. Baselines: `order_logit` (half the size of u(s) - u(s_T)),
-`reward_difference` (of a Bradley-Terry model) and `constant` (the mean of `labelled`); where `labelled` is given, the
-first two are brought to its scale by a line. The column feeds `use_margin` of Bradley-Terry and DPO's adaptive margins.
+`reward_difference` (of a Bradley-Terry model), `judge_strength` (a language model is told which response is better and
+asked how much, from 1 to 5: the mean over the digits' probabilities and both orders) and `constant` (the mean of
+`labelled`); where `labelled` is given, the first three are brought to its scale by a line. The column feeds
+`use_margin` of Bradley-Terry and DPO's adaptive margins.
 """
 
 import dataclasses
@@ -25,8 +27,19 @@ from gramjax.scoring.representations import Encoder, both_orders, rendered
 ROW_TYPES = ("preference",)
 OPENS = "network"
 NEEDS = {"head": "margin", "ridge": "preference", "order_logit": "preference", "reward_difference": "score",
-         "constant": ""}  # fmt: skip
+         "judge_strength": "tokens", "constant": ""}  # fmt: skip
 """The methods and the head that each reads."""
+
+LINES = ("order_logit", "reward_difference", "judge_strength")
+"""Methods with one number of their own, which `labelled` rows bring to scale."""
+
+STRENGTHS = "12345"
+STRENGTH_PROMPT = (
+    "Two assistants, A and B, have replied to the user below, and it is known which reply is better. Say how much "
+    "better it is with one digit: 1 hardly, 2 a little, 3 clearly, 4 much, 5 by far."
+)
+"""The package's own wording; a config may replace it."""
+STRENGTH_CUE = "#Better: {}\n#Strength (1-5):"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +47,11 @@ class Config:
     """How margins are predicted."""
 
     method: str = "ridge"
-    """`head`, `ridge`, `order_logit`, `reward_difference` or `constant`."""
+    """`head`, `ridge`, `order_logit`, `reward_difference`, `judge_strength` or `constant`."""
     labelled: str = ""
     """Rows with true margins (column `margin`): a file or a folder; for `ridge` and `constant`, else for the scale."""
+    instruction: str = ""
+    """What `judge_strength` asks; empty: the package's own wording."""
     penalty: float = 10.0
     """Of the squared weights of `ridge`, on standardised vectors."""
     signed: bool = False
@@ -47,6 +62,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.method not in NEEDS:
             raise UserError(f"annotator.method is {self.method!r}; choose one of {', '.join(NEEDS)}")
+        if self.instruction and self.method != "judge_strength":
+            raise UserError(f"annotator.instruction is for judge_strength; {self.method} asks nothing")
         if self.penalty <= 0 or self.batch_size < 1:
             raise UserError("annotator.penalty must be above 0 and annotator.batch_size at least 1")
 
@@ -103,6 +120,11 @@ def _features(
         return usable, encoder.read("margin", sequences, config.batch_size)
     if config.method == "ridge":
         return usable, encoder.read("pair", sequences, config.batch_size)[:, 1:]
+    if config.method == "judge_strength":
+        logits = encoder.read("tokens", sequences, config.batch_size, ids=digits(encoder.renderer)).astype(np.float64)
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        strength = shares @ np.arange(1, 1 + len(STRENGTHS)) / shares.sum(axis=1)
+        return usable, strength.reshape(-1, 2).mean(axis=1, keepdims=True)
     what = "pair" if config.method == "order_logit" else "reward"
     pairs = encoder.read(what, sequences, config.batch_size)[:, 0].reshape(-1, 2)
     difference = (pairs[:, :1] - pairs[:, 1:]).astype(np.float64)
@@ -115,8 +137,29 @@ def _sequences(row: Mapping[str, Any], encoder: Encoder, config: Config) -> list
     pair = row["prompt"], row["chosen"], row["rejected"]
     if config.method == "reward_difference":
         return [np.asarray(ids, np.int32) for ids, _ in encoder.renderer.completion_pair(*pair)]
+    if config.method == "judge_strength":
+        prompt, chosen, rejected = pair
+        return [_asked(encoder.renderer, prompt, (chosen, rejected), "A", config),
+                _asked(encoder.renderer, prompt, (rejected, chosen), "B", config)]  # fmt: skip
     orders = both_orders(encoder.renderer, *pair)
     return list(orders if config.method == "order_logit" else orders[:1])
+
+
+def _asked(renderer: Any, prompt: Any, shown: tuple[Any, Any], better: str, config: Config) -> np.ndarray:
+    """The question how much better the response called `better` is."""
+    section = dataclasses.replace(renderer.section, judge_prompt=config.instruction or STRENGTH_PROMPT,
+                                  judge_cue=STRENGTH_CUE.format(better))  # fmt: skip
+    return np.asarray(dataclasses.replace(renderer, section=section).judge(prompt, *shown), np.int32)
+
+
+def digits(renderer: Any) -> tuple[int, ...]:
+    """The tokens of the five strengths where the question ends. Raises UserError where they are no single tokens."""
+    for space in ("", " "):
+        found = [renderer.tokenizer.encode_text(space + digit, continuing=True) for digit in STRENGTHS]
+        known = [ids[0] for ids in found if len(ids) == 1 and ids[0] != renderer.tokenizer.unk_id]
+        if len(set(known)) == len(STRENGTHS):
+            return tuple(known)
+    raise UserError("annotator.method=judge_strength: the digits 1 to 5 are no single tokens of this tokenizer")
 
 
 Predictor = Callable[[Sequence[Mapping[str, Any]], np.ndarray], list[float]]
@@ -133,7 +176,7 @@ def _predictor(encoder: Encoder, config: Config) -> Predictor:
     usable, features = _features(known, encoder, config, lambda row, reason: None)
     if not usable:
         raise UserError(f"annotator.labelled={config.labelled}: none of its {len(known):,} rows can be used")
-    if config.method in ("order_logit", "reward_difference"):  # one scale for all: the logit knows no data sets
+    if config.method in LINES:  # one scale for all: the logit knows no data sets
         scales = Standardisation()
         line = representations.ridge(features, [margins.margin_of(row) for row in usable], 1e-6)
     else:

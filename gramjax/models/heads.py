@@ -31,8 +31,8 @@ def logits(weights: Any, hidden: jax.Array, mesh: Mesh | None = None) -> jax.Arr
     return vocabulary.product(hidden, matrix, tied)
 
 
-def verdict_logits(weights: Any, hidden_BND: jax.Array, verdict_ids: tuple[int, int]) -> jax.Array:
-    """Logits of the two verdict tokens [B, N, 2]: two columns of the output matrix, never the whole vocabulary."""
+def verdict_logits(weights: Any, hidden_BND: jax.Array, verdict_ids: tuple[int, ...]) -> jax.Array:
+    """Logits of the verdict tokens [B, N, C] (two of a judge): their columns of the output matrix, never all of it."""
     matrix, tied = output_matrix(weights)
     ids = jnp.asarray(verdict_ids)
     columns_2D = matrix[ids] if tied else matrix[:, ids].T
@@ -114,13 +114,13 @@ def token_logprobs(
 
 
 def predictions(
-    weights: Any, hidden_BTD: jax.Array, labels_BT: jax.Array, chunk: int = 1024
+    weights: Any, hidden_BTD: jax.Array, labels_BT: jax.Array, chunk: int = 1024, mesh: Mesh | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """log softmax(logits)[label] of every token, and whether the label is the likeliest token: float32 [B, T] each.
 
-    Only `chunk` tokens have logits at a time; not to be differentiated.
+    Only `chunk` tokens of a device have logits at a time; not to be differentiated.
     """
-    return vocabulary.predictions(hidden_BTD, *output_matrix(weights), labels_BT, chunk)
+    return vocabulary.predictions(hidden_BTD, *output_matrix(weights), labels_BT, chunk, mesh)
 
 
 def divergence(
@@ -131,13 +131,15 @@ def divergence(
     mask_BT: jax.Array,
     temperature: float = 1.0,
     chunk: int = 1024,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """Sum over tokens of mask * t^2 KL(reference || model) of the next token, both softmaxes at the temperature t.
 
-    t^2 keeps the size of the gradient. Only `chunk` tokens have logits at a time, which the backward pass makes again.
+    t^2 keeps the size of the gradient. Only `chunk` tokens of a device have logits at a time, which the backward pass
+    makes again.
     """
     states, matrices = (hidden_BTD, reference_BTD), (output_matrix(weights), output_matrix(reference))
-    return vocabulary.divergence(states, matrices, mask_BT.astype(jnp.float32), temperature, chunk)
+    return vocabulary.divergence(states, matrices, mask_BT.astype(jnp.float32), temperature, chunk, mesh)
 
 
 def token_statistics(

@@ -1,8 +1,13 @@
 """Margin prediction on preference representations (LRHP): how much better the chosen response is, from the column
 `margin`.
 
-Two layers on h, the representation of the pair with the chosen response first, predict the margin in standard
-deviations of its data set; the loss is Huber's. The probe keeps the encoder:
+Two layers on h, the representation of the pair with the chosen response first, predict the margin m in standard
+deviations of its data set. The loss is Huber's, or with `bins` that of an ordinal model, which only asks in which bin
+the margin lies: with the edges e_k at equal shares of the training rows, and f the prediction,
+
+    L = mean over k of -log sigmoid(4 (f - e_k) (m > e_k ? 1 : -1))
+
+so that f stays on the scale of the margins whatever their tails are. The probe keeps the encoder:
 --config.train.trainable="('margin/.*',)"; a full fine-tuning trains everything. Means and standard deviations come from
 the training rows and stand in `objective.json` of the run, where the annotator `predict_margins` finds them.
 """
@@ -13,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gramjax.core.errors import UserError
 from gramjax.core.margins import Standardisation, standardisation
@@ -21,6 +27,8 @@ from gramjax.models import heads
 
 ROW_TYPES = ("preference",)
 HEADS = ("preference", "margin")
+SLOPE = 4.0
+"""How fast the ordinal model's probabilities change: from 0.12 to 0.88 within a standard deviation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +37,10 @@ class Config:
 
     huber_delta: float = 1.0
     """Error, in standard deviations, from which the loss grows linearly."""
+    bins: int = 0
+    """0: Huber's loss; 2 or more: ordinal bins instead."""
+    edges: tuple[float, ...] = ()
+    """Of the bins, in standard deviations, ascending; empty: the bins hold equal shares of the training rows."""
     standardisation: Standardisation = Standardisation()
     """Mean and scale of each data set; empty: those of the training rows."""
 
@@ -40,7 +52,18 @@ def fit_rows(config: Config, rows: Sequence[dict[str, Any]]) -> Config:
         raise UserError("config.objective.standardisation needs as many means and (positive) scales as subsets")
     if config.huber_delta <= 0:
         raise UserError(f"config.objective.huber_delta is {config.huber_delta}; it must be above 0")
-    return config if given.subsets else dataclasses.replace(config, standardisation=standardisation(rows))
+    if config.bins < 0 or config.bins == 1:
+        raise UserError(f"config.objective.bins is {config.bins}; use 0 (Huber's loss) or at least 2")
+    if config.bins and config.huber_delta != Config.huber_delta:
+        raise UserError(f"config.objective.huber_delta={config.huber_delta} is for Huber's loss, not for bins")
+    if config.edges and (len(config.edges) != config.bins - 1 or sorted(set(config.edges)) != list(config.edges)):
+        raise UserError(f"config.objective.edges must be {max(config.bins - 1, 0)} ascending numbers, bins less one")
+    known = config if given.subsets else dataclasses.replace(config, standardisation=standardisation(rows))
+    if not config.bins or config.edges:
+        return known
+    shares = np.arange(1, config.bins) / config.bins
+    edges = np.unique(np.quantile([known.standardisation.standard(row) for row in rows], shares))
+    return dataclasses.replace(known, edges=tuple(map(float, edges)))
 
 
 def encode(row: dict[str, Any], renderer: Any, config: Config) -> Any:
@@ -55,12 +78,21 @@ def loss(model: Any, weights: Any, batch: dict[str, jax.Array], config: Config, 
     learned = heads.learned_mask(batch["ends"], mask, batch["tokens"].shape[-1])
     hidden = model.forward(weights, {**batch, "learned_mask": learned}).hidden
     h = heads.representation(weights, heads.take_positions(hidden, batch["ends"]))
-    error = heads.margin(weights, h) - batch["margin"]
+    predicted = heads.margin(weights, h)
+    error = predicted - batch["margin"]
     count = jnp.sum(mask)
-    return (jnp.sum(mask * huber(error, config.huber_delta)), count), {
+    losses = ordinal(predicted, batch["margin"], config.edges) if config.bins else huber(error, config.huber_delta)
+    return (jnp.sum(mask * losses), count), {
         "mse": (jnp.sum(mask * jnp.square(error)), count),
         "absolute_error": (jnp.sum(mask * jnp.abs(error)), count),
     }
+
+
+def ordinal(predicted: jax.Array, margin: jax.Array, edges: Sequence[float]) -> jax.Array:
+    """Mean over the edges of the loss of "is the margin above it?", elementwise."""
+    sides = jnp.asarray(edges)
+    above = jnp.where(margin[..., None] > sides, 1.0, -1.0)
+    return jnp.mean(jax.nn.softplus(-SLOPE * above * (predicted[..., None] - sides)), axis=-1)
 
 
 def huber(error: jax.Array, delta: float) -> jax.Array:

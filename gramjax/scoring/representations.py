@@ -14,7 +14,7 @@ from gramjax.data import buckets
 from gramjax.data.rows import Drop
 from gramjax.models import heads
 
-NEEDS = {"pair": "preference", "margin": "margin", "reward": "score", "last": "", "mean": ""}
+NEEDS = {"pair": "preference", "margin": "margin", "reward": "score", "tokens": "tokens", "last": "", "mean": ""}
 """What can be read, and the head that it needs."""
 
 
@@ -51,22 +51,28 @@ class Encoder:
     """Where its weights come from."""
 
     @functools.cached_property
-    def _readers(self) -> dict[str, Callable[..., jax.Array]]:
+    def _readers(self) -> dict[tuple[str, tuple[int, ...]], Callable[..., jax.Array]]:
         return {}
 
     def read(
-        self, what: str, sequences: Sequence[np.ndarray], batch_size: int = 32, weights: Any = None
+        self,
+        what: str,
+        sequences: Sequence[np.ndarray],
+        batch_size: int = 32,
+        weights: Any = None,
+        ids: tuple[int, ...] = (),
     ) -> np.ndarray:
         """One row of numbers per token sequence, float32 [N, K], in their order.
 
         `pair`: the order logit u, then the representation h, of renderings that end with the learned token; `margin`:
         the predicted margin of such; `reward`: the scalar head at the last token; `last`: the hidden state there;
-        `mean`: the mean of the hidden states. `weights` are used instead of the encoder's own when given.
+        `mean`: the mean of the hidden states; `tokens`: the logits of `ids` after the last token. `weights` are used
+        instead of the encoder's own when given.
         """
         weights = self.weights if weights is None else weights
-        if what not in self._readers:
-            self._readers[what] = make_reader(self.model, what)
-        reader, mesh = self._readers[what], self.model.mesh
+        if (what, ids) not in self._readers:
+            self._readers[what, ids] = make_reader(self.model, what, ids)
+        reader, mesh = self._readers[what, ids], self.model.mesh
         shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
         size = -(-batch_size // shards) * shards
         out: np.ndarray | None = None
@@ -85,7 +91,9 @@ class Encoder:
         return None if head is None else np.asarray(head["order"], np.float32)[:, 0]
 
 
-def make_reader(model: Any, what: str) -> Callable[[Any, Mapping[str, jax.Array]], jax.Array]:
+def make_reader(
+    model: Any, what: str, ids: tuple[int, ...] = ()
+) -> Callable[[Any, Mapping[str, jax.Array]], jax.Array]:
     """The compiled function from weights in use and a batch of `data.buckets` to float32 [B, K]."""
 
     def read(weights: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -101,6 +109,8 @@ def make_reader(model: Any, what: str) -> Callable[[Any, Mapping[str, jax.Array]
             return hidden_B1D[:, 0].astype(jnp.float32)
         if what == "reward":
             return heads.score(weights, hidden_B1D)
+        if what == "tokens":
+            return heads.verdict_logits(weights, hidden_B1D, ids)[:, 0]
         h_B1P = heads.representation(weights, hidden_B1D)
         if what == "margin":
             return heads.margin(weights, h_B1P)

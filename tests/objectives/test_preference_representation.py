@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gramjax.annotators import predict_margins
 from gramjax.core import spec, tree
 from gramjax.core.config import DataSection
 from gramjax.core.errors import UserError
@@ -14,9 +15,10 @@ from gramjax.core.margins import Standardisation
 from gramjax.data import pipeline
 from gramjax.data.recipes import hidden_criteria
 from gramjax.data.text import Renderer
-from gramjax.models import decoder, model
+from gramjax.models import decoder, heads, model
 from gramjax.objectives import bradley_terry, generative_preference, preference_margin
 from gramjax.objectives import preference_representation as lrhp
+from gramjax.scoring.representations import Encoder
 
 ARCH = decoder.Config(
     vocab_size=384, hidden_size=16, intermediate_size=24, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8,
@@ -180,6 +182,58 @@ def test_margins_are_standardised_per_data_set_and_learned_by_huber():
     assert float(jnp.abs(flat["preference/order"]).max()) == 0
     errors = jnp.array([-3.0, -0.5, 0.0, 0.5, 3.0])
     np.testing.assert_allclose(preference_margin.huber(errors, 1.0), [2.5, 0.125, 0, 0.125, 2.5])
+
+
+def test_ordinal_bins_ask_on_which_side_of_each_edge_the_margin_lies():
+    config = preference_margin.fit_rows(preference_margin.Config(bins=3), rows())
+    standard = sorted(config.standardisation.standard(row) for row in rows())
+    assert config.edges == pytest.approx(np.quantile(standard, [1 / 3, 2 / 3]))
+    predicted, margin = np.array([0.3, -1.0]), np.array([2.0, 0.1])
+    by_hand = [np.mean([np.log1p(np.exp(-4 * (0.3 + 0.5))), np.log1p(np.exp(-4 * (0.3 - 0.5)))]),
+               np.mean([np.log1p(np.exp(-4 * (-1.0 + 0.5))), np.log1p(np.exp(4 * (-1.0 - 0.5)))])]  # fmt: skip
+    found = preference_margin.ordinal(jnp.array(predicted), jnp.array(margin), (-0.5, 0.5))
+    np.testing.assert_allclose(found, by_hand, rtol=1e-5)
+    value, metrics = loss(config, batch(config, objective=preference_margin), objective=preference_margin)
+    assert value > 0 and metrics["mse"] > 0
+    grid = jnp.linspace(-3, 3, 601)
+    best = grid[np.argmin(np.mean([preference_margin.ordinal(grid, jnp.full(601, m), config.edges)
+                                   for m in standard], axis=0))]  # fmt: skip
+    assert abs(best - np.median(standard)) < 0.5, "without knowing the row, the best prediction is near the middle"
+    for wrong, words in (({"bins": 1}, "bins is 1"), ({"bins": 3, "huber_delta": 2.0}, "not for bins"),
+                         ({"bins": 3, "edges": (1.0,)}, "edges must be 2")):  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            preference_margin.fit_rows(preference_margin.Config(**wrong), rows())
+
+
+def test_a_language_model_is_asked_for_the_strength_in_both_orders():
+    """The mean digit under its softmax over the five digits at the end of the question, over both orders."""
+    arch = decoder.Config(vocab_size=384, hidden_size=16, intermediate_size=24, num_layers=1, num_heads=2,
+                          num_kv_heads=1, head_dim=8, init_scale=0.5)  # fmt: skip
+    network = model.build("decoder", arch)
+    weights = network.pack(spec.init_params(decoder.specs(arch), jax.random.key(2)))
+    renderer = Renderer(hidden_criteria.tokenizer(), DataSection(max_length=512))
+    encoder = Encoder(network, weights, renderer)
+    config = predict_margins.Config(method="judge_strength", signed=True)
+    found = list(predict_margins.annotate(rows()[:2], encoder, config))
+    ids = predict_margins.digits(renderer)
+    assert [renderer.tokenizer.decode([i]) for i in ids] == list("12345")
+    row = rows()[0]
+    orders = (("A", (row["chosen"], row["rejected"])), ("B", (row["rejected"], row["chosen"])))
+    both = [predict_margins._asked(renderer, row["prompt"], shown, better, config) for better, shown in orders]
+    for better, asked in zip("AB", both, strict=True):
+        assert renderer.tokenizer.decode(asked.tolist()).endswith(f"#Better: {better}\n#Strength (1-5):")
+    tokens = jnp.array(both)
+
+    @jax.jit
+    def mean_digit(weights):
+        data = {"tokens": tokens, "segment_ids": jnp.ones_like(tokens),
+                "positions": jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)}  # fmt: skip
+        logits = heads.logits(weights, network.forward(weights, data).hidden[:, -1])[:, jnp.array(ids)]
+        return jnp.mean(jax.nn.softmax(logits) @ jnp.arange(1, 6))
+
+    assert found[0]["margin"] == pytest.approx(float(mean_digit(weights)), abs=1e-4) and 1 < found[1]["margin"] < 5
+    with pytest.raises(UserError, match="instruction is for judge_strength"):
+        predict_margins.Config(instruction="How much?")
 
 
 def test_margins_that_are_missing_and_numbers_that_do_not_fit_are_named():
