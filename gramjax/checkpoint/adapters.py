@@ -27,19 +27,21 @@ SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """What PEFT puts before the names of the model that it wraps."""
 
-TASKS = {"tokens": "CAUSAL_LM", "score": "SEQ_CLS"}
+TASKS = {"tokens": "CAUSAL_LM", "score": "SEQ_CLS", "value": "TOKEN_CLS"}
 """PEFT's name for a model with each head."""
+
+HEADS = {"score": ("score",), "value": ("value/weight", "value/bias")}
+"""Leaves of the heads that PEFT keeps whole, as `score`, without being told (`modules_to_save`)."""
 
 PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
-    "modules_to_save": (None, [], ["score"], ["classifier", "score"], ["score", "classifier"]),
     "task_type": (None, *TASKS.values()),
 }
 """Settings, and the values of them that mean plain LoRA (other starting values of PEFT change the base model)."""
 
-READ = ("r", "lora_alpha", "target_modules", "use_rslora", "layers_to_transform", "layers_pattern")
+READ = ("r", "lora_alpha", "target_modules", "use_rslora", "layers_to_transform", "layers_pattern", "modules_to_save")
 WITHOUT_EFFECT = (
     "auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout", "megatron_core", "peft_version",
     "qalora_group_size", "revision", "runtime_config", "eva_config", "ensure_weight_tying",
@@ -54,17 +56,12 @@ class Adapter:
     folder: Path
     config: Config
     """Of the model with the adapter: its `lora`, and its heads."""
-    has_score: bool
-    """Whether the folder holds a reward head."""
-
-    def specs(self) -> dict[str, spec.Spec]:
-        """What the folder holds, by path: rank leaves and the reward head."""
-        flat = tree.flatten(decoder_specs(self.config), is_leaf=spec.is_spec)
-        return {path: leaf for path, leaf in flat.items() if lora.is_rank_leaf(path) or (path == "score")}
+    whole: tuple[str, ...] = ()
+    """Leaves that the folder holds besides, whole: a reward or value head, and others of `modules_to_save`."""
 
     def load(self, paths: Collection[str], places: Mapping[str, Any], dtypes: Mapping[str, Any]) -> dict[str, Any]:
         """The leaves at some paths of `specs`, on their shardings."""
-        found, table = shards.read_header(self.folder / WEIGHTS), rows(self.config)
+        found, table = shards.read_header(self.folder / WEIGHTS), rows(self.config, self.whole)
         with shards.reader(found) as read:
             return {
                 path: huggingface.read_leaf(read, found[table[path].name], table[path], places[path], dtypes[path])
@@ -72,8 +69,9 @@ class Adapter:
             }
 
 
-def rows(config: Config) -> dict[str, tables.Row]:
-    """The names and layouts of the rank leaves of a model, and of its reward head, in a PEFT folder.
+def rows(config: Config, whole: Collection[str] = ()) -> dict[str, tables.Row]:
+    """The names and layouts, in a PEFT folder, of a model's rank leaves, its reward or value head, and the leaves in
+    `whole`.
 
     `lora_A` is [rank, inputs] and `lora_B` [outputs, rank], where the matrix is [outputs, inputs].
     """
@@ -87,13 +85,22 @@ def rows(config: Config) -> dict[str, tables.Row]:
             layout = ((inputs,), tuple(range(inputs))) if path.endswith("/a") else (tuple(range(1, outputs + 1)), (0,))
             name = f"{_module(matrix)}.lora_{'A' if path.endswith('/a') else 'B'}.weight"
             out[path] = tables.Row(path, PREFIX + name, layout, tuple(leaf.shape))
-    if "score" in body:
-        out["score"] = dataclasses.replace(body["score"], name=PREFIX + body["score"].name)
+    for path in sorted({*whole, *(leaf for leaves in HEADS.values() for leaf in leaves)} & set(body)):
+        out[path] = dataclasses.replace(body[path], name=PREFIX + body[path].name)
     return out
 
 
+def _places(config: Config) -> dict[str, str]:
+    """`{model.norm.weight: norm}` of all that a model with these heads has beside rank leaves."""
+    return {row.name: path for path, row in tables.rows(decoder_specs(lora.off(config))).items()}
+
+
 def _module(row: tables.Row) -> str:
-    return row.name.removesuffix(".weight")
+    return _module_of(row.name)
+
+
+def _module_of(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _modules(config: Config) -> dict[str, str]:
@@ -130,19 +137,24 @@ def open_adapter(folder: str | Path, config: Config) -> Adapter:
         why = f"only {pickle}, a pickle that can run code when it is read; save it as safetensors" if pickle else ""
         raise UserError(f"{folder}: no {WEIGHTS}{': ' + why if why else ''}")
     found = shards.read_header(folder / WEIGHTS)
-    paths, has_score = _held(found, config, folder)
+    task, kept = settings.get("task_type"), settings.get("modules_to_save") or []
+    head = next((head for head, name in TASKS.items() if name == task), "")
+    if head not in HEADS and PREFIX + "score.weight" in found:
+        head = "score"  # whatever the folder calls its task
+    heads = (head,) if head in HEADS else config.heads
+    paths, whole = _held(found, dataclasses.replace(config, heads=heads), kept, folder)
     _check_targets(settings, paths, config, folder)
     section = LoraSection(
         settings["r"], float(settings["lora_alpha"]), patterns(paths), bool(settings.get("use_rslora"))
     )
-    heads = ("score",) if has_score or settings.get("task_type") == "SEQ_CLS" else config.heads
-    if heads == ("score",) and not has_score and "score" not in config.heads:
-        raise DataError(f"{folder}: task_type is SEQ_CLS, but neither it nor its base holds score.weight")
-    adapter = Adapter(folder, dataclasses.replace(config, lora=section, heads=heads), has_score)
+    if missing := [path for path in HEADS.get(heads[0], ()) if path not in whole and heads != config.heads]:
+        lost = "score.bias" if missing[0].endswith("bias") else "score.weight"
+        raise DataError(f"{folder}: task_type is {task}, but neither it nor its base holds {lost}")
+    adapter = Adapter(folder, dataclasses.replace(config, lora=section, heads=heads), whole)
     wrong = [
         f"{row.name} is {list(found[row.name].shape)}, expected {list(row.hf_shape)}"
-        for row in (rows(adapter.config)[path] for path in adapter.specs() if path != "score" or has_score)
-        if found[row.name].shape != row.hf_shape
+        for path, row in rows(adapter.config, whole).items()
+        if (lora.is_rank_leaf(path) or path in whole) and found[row.name].shape != row.hf_shape
     ]
     strange = [f"{name} is {entry.dtype}" for name, entry in found.items() if entry.dtype not in shards.DTYPES]
     if wrong or strange:
@@ -167,28 +179,50 @@ def check_settings(settings: Mapping[str, Any], where: Path) -> None:
     numbers = layers if isinstance(layers, list) else [0 if layers is None else layers]
     if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in numbers):
         raise DataError(f"{where}: layers_to_transform is {layers!r}; expected numbers of layers")
+    kept = settings.get("modules_to_save")
+    if kept is not None and not (isinstance(kept, list) and all(isinstance(name, str) and name for name in kept)):
+        raise DataError(f"{where}: modules_to_save is {kept!r}; expected a list of names")
     if settings.get("layers_pattern") not in (None, [], "", "layers", ["layers"]):
         raise UserError(f"{where}: layers_pattern {settings['layers_pattern']!r}: the layers are called 'layers' here")
 
 
-def _held(found: Mapping[str, shards.Entry], config: Config, folder: Path) -> tuple[list[str], bool]:
-    """The projections that a file has pairs for, and whether it has a reward head."""
-    modules, score = _modules(config), PREFIX + "score.weight"
+def _held(
+    found: Mapping[str, shards.Entry], config: Config, kept: Collection[str], folder: Path
+) -> tuple[list[str], tuple[str, ...]]:
+    """The projections that a file has pairs for, and the leaves that it holds whole, which are to be those that `kept`
+    (`modules_to_save`) names, and the head."""
+    modules, places = _modules(config), _places(config)
     halves: dict[str, set[str]] = {}
-    unknown = []
+    whole, unknown = [], []
     for name in found:
         match = re.fullmatch(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight", name)
         if match and match[1] in modules:
             halves.setdefault(modules[match[1]], set()).add(match[2])
-        elif name != score:
+        elif name.startswith(PREFIX) and (own := name.removeprefix(PREFIX)) in places:
+            whole.append(own)
+        else:
             unknown.append(name)
     if unknown:
         raise DataError(f"{folder / WEIGHTS} holds what this model has no place for: {listing(sorted(unknown))}")
+    heads = {"classifier", "score"}
+    saved = {name for name in places if any(_module_of(name).endswith(entry) for entry in {*kept} - heads)}
+    saved |= {name for name in whole if _module_of(name) in heads}
+    names = [entry for entry in kept if entry not in heads and not any(_module_of(n).endswith(entry) for n in places)]
+    if names or saved != set(whole):
+        raise DataError(
+            f"{folder / SETTINGS}: modules_to_save and {WEIGHTS} disagree; named but not in the file: "
+            f"{listing([*names, *sorted(saved - set(whole))])}; in the file but not named: "
+            f"{listing(sorted(set(whole) - saved))}"
+        )
+    if torn := sorted(name for name in whole if modules.get(_module_of(name)) in halves):
+        raise DataError(f"{folder / WEIGHTS} holds {listing(torn)} whole and adapters for it too")
+    if config.tie_word_embeddings and (tied := {"model.embed_tokens.weight", "lm_head.weight"} & set(whole)):
+        raise UserError(f"{folder}: {listing(sorted(tied))} is trained apart from what it is tied to in this model")
     if torn := sorted(path for path, parts in halves.items() if len(parts) != 2):
         raise DataError(f"{folder / WEIGHTS} holds one half of the pairs of {listing(torn)}")
     if not halves:
         raise DataError(f"{folder / WEIGHTS} holds no lora_A and lora_B")
-    return sorted(halves), score in found
+    return sorted(halves), tuple(sorted(places[name] for name in whole))
 
 
 def _check_targets(settings: Mapping[str, Any], paths: list[str], config: Config, folder: Path) -> None:
@@ -224,8 +258,9 @@ def _check_targets(settings: Mapping[str, Any], paths: list[str], config: Config
         )
 
 
-def settings_for(config: Config, head: str, base: str) -> dict[str, Any]:
-    """The values of an `adapter_config.json`. Raises UserError for a head that PEFT's folder cannot say."""
+def settings_for(config: Config, head: str, base: str, whole: Collection[str] = ()) -> dict[str, Any]:
+    """The values of an `adapter_config.json`; `whole` are leaves that go into it besides the head. Raises UserError for
+    a head or leaves that PEFT's folder cannot say."""
     if head not in TASKS:
         raise UserError(f"an adapter folder holds no {head} head (there are: {', '.join(TASKS)}): leave out --adapter")
     section = config.lora
@@ -234,7 +269,13 @@ def settings_for(config: Config, head: str, base: str) -> dict[str, Any]:
     modules = [module for module, path in _modules(config).items() if path in ranks]
     names = sorted({module.rpartition(".")[2] for module in modules})
     layers = sorted({int(module.split(".")[2]) for module in modules})
-    whole = len(modules) == len(names) * len(layers)
+    alike = len(modules) == len(names) * len(layers)
+    table = tables.rows(decoder_specs(lora.off(config)))
+    tied = {"embed", "lm_head"} & set(whole) if config.tie_word_embeddings else set()
+    if lost := sorted(path for path in whole if path not in table or _module(table[path]) in modules or path in tied):
+        raise UserError(f"an adapter folder cannot hold {listing(lost)}, which trained too: export the whole model "
+                        "(without --adapter)")  # fmt: skip
+    kept = sorted({_module(table[path]) for path in (*whole, *HEADS.get(head, ()))})
     return {
         "peft_type": "LORA",
         "task_type": TASKS[head],
@@ -242,10 +283,10 @@ def settings_for(config: Config, head: str, base: str) -> dict[str, Any]:
         "r": section.rank,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "use_rslora": section.rslora,
-        "target_modules": names if whole else modules,
-        "layers_to_transform": layers if whole and len(layers) < config.num_layers else None,
+        "target_modules": names if alike else modules,
+        "layers_to_transform": layers if alike and len(layers) < config.num_layers else None,
         "layers_pattern": None,
-        "modules_to_save": ["score"] if head == "score" else None,
+        "modules_to_save": kept or None,
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -269,14 +310,16 @@ def save(
     fresh: Collection[str] = (),
     overwrite: bool = False,
 ) -> list[str]:
-    """Write rank leaves, and the reward head of a model that has one, as a PEFT folder; returns notes.
+    """Write rank leaves, the reward or value head of a model that has one, and other whole leaves, as a PEFT folder;
+    returns notes.
 
     `leaves` are by path, `config` has one head, `base` is the model that the adapter belongs to, `dtype` is float32 or
     bfloat16 (default: as they are). The folder appears only when it is complete. Raises UserError for values that are
     not finite and for a head that was never trained.
     """
     (head,) = config.heads
-    values = settings_for(config, head, base)
+    whole = [path for path in leaves if not lora.is_rank_leaf(path) and path not in HEADS.get(head, ())]
+    values = settings_for(config, head, base, whole)
     if head_fresh := [path for path in fresh if path in leaves]:
         raise UserError(f"{listing(head_fresh)} still holds initial values: the exported model would guess")
 
@@ -292,6 +335,6 @@ def save(
         return shards.Planned(row.name, row.hf_shape, target, make)
 
     with folders.replacing(Path(folder), overwrite) as new:
-        shards.write_file(new / WEIGHTS, [planned(row) for row in rows(config).values()])
+        shards.write_file(new / WEIGHTS, [planned(row) for row in rows(config, whole).values()])
         json_file.write(new / SETTINGS, values)
         return folders.carry_tokenizer(Path(tokenizer_folder), new) if tokenizer_folder else []

@@ -67,7 +67,8 @@ class Source:
         own = tree.flatten(decoder_specs(self.config), is_leaf=spec.is_spec)
         theirs = {path: leaf for path, leaf in own.items() if lora.is_rank_leaf(path)}
         same = _computes(theirs, self.config) == _computes(ours, config)
-        beside = {"score"} & set(flat) if self.adapter and self.adapter.has_score else set()
+        whole = set(self.adapter.whole) & set(flat) if self.adapter else set()
+        beside = {path for path in whole if tables.HEAD_OF.get(path) not in (None, "tokens")}
         body = {path: leaf for path, leaf in flat.items() if path not in ours and path not in beside}
         places, dtypes = placement(flat, shardings, dtype)
         there, kinds = dict(places), dict(dtypes)
@@ -79,7 +80,7 @@ class Source:
         loaded = self._load(read, config, tree.unflatten(there), tree.unflatten(kinds), fresh, key, pad_vocab)
         values, new, notes = tree.flatten(loaded.params), set(loaded.fresh), list(loaded.notes)
         if self.adapter:
-            values |= self.adapter.load([*theirs, *beside], there, kinds)
+            values |= self.adapter.load([*theirs, *whole], there, kinds)
         if not same:
             if theirs:
                 values = tree.flatten(lora.merge(tree.unflatten(values), self.config))

@@ -20,7 +20,6 @@ from gramjax.checkpoint import (
     huggingface,
     json_file,
     lisa_torch,
-    shards,
     sharing,
     state,
     tables,
@@ -174,11 +173,12 @@ def write_adapter(source: Source, target: Path, arguments: Any) -> int:
     base = arguments.base or base_of(source)
     head = hf_config.exported_head(source.config, arguments.head)
     config = dataclasses.replace(source.config, heads=(head,))
-    adapters.settings_for(config, head, base)  # says at once what an adapter folder cannot hold
+    whole = trained_whole(source, config)
+    adapters.settings_for(config, head, base, whole)  # says at once what an adapter folder cannot hold
     params = source.load(decoder.specs(config), config).params
     flat = tree.flatten(params)
     with _tokenizer_folder(arguments.tokenizer, source) as where:
-        leaves = {path: flat[path] for path in adapters.rows(config)}
+        leaves = {path: flat[path] for path in adapters.rows(config, whole)}
         _say(adapters.save(target, leaves, config, base, where, arguments.dtype, source.fresh, arguments.overwrite))
         pad = folders.token_ids(where).get("pad_token_id") if where else None
     print(f"run {source.path} -> adapter {target} ({sum(_sizes(leaves)):,} parameters, base {base})")
@@ -195,20 +195,21 @@ def write_adapter(source: Source, target: Path, arguments: Any) -> int:
     return 0 if good else 1
 
 
-def base_of(source: Source) -> str:
-    """The model that the adapters of a run belong to.
+def trained_whole(source: Source, config: Any) -> list[str]:
+    """The leaves of the model to be written that trained whole beside its adapters (`config.train.trainable`)."""
+    patterns = tuple(state.read_run(source.path).get("train", {}).get("trainable", []))
+    if patterns == configs.TrainSection.trainable:
+        return []
+    labels = tree.labels(list(tree.flatten(decoder.specs(source.config), is_leaf=spec.is_spec)), patterns)
+    known, held = tree.flatten(decoder.specs(config), is_leaf=spec.is_spec), adapters.rows(config)
+    return [name for name, label in labels.items() if label == tree.TRAIN and name in known and name not in held]
 
-    Raises UserError where an adapter folder would not say all that was trained, or the base is no model folder.
-    """
+
+def base_of(source: Source) -> str:
+    """The model that the adapters of a run belong to. Raises UserError where the base is no model folder."""
     settings = state.read_run(source.path)
     section = settings.get("model", {})
-    path, patterns = section.get("path", ""), settings.get("train", {}).get("trainable", [])
-    if tuple(patterns) != configs.TrainSection.trainable:
-        labels = tree.labels(list(tree.flatten(decoder.specs(source.config), is_leaf=spec.is_spec)), tuple(patterns))
-        held = adapters.rows(source.config)
-        if more := [name for name, label in labels.items() if label == tree.TRAIN and name not in held]:
-            raise UserError(f"an adapter folder cannot hold {shards.listing(more)}, which trained too: export the "
-                            "whole model (without --adapter)")  # fmt: skip
+    path = section.get("path", "")
     if not path or section.get("random_weights"):
         raise UserError(f"{source.path} started from weights drawn from the seed: there is no base model to name")
     if section.get("adapter") or (best.split(path)[0] / state.FOLDER).is_dir() or Path(path).is_file():

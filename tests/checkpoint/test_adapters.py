@@ -91,6 +91,43 @@ def test_round_trip_to_the_bit(tmp_path, section):
     assert_equal(source.load(decoder.specs(source.config), source.config).params, params)
 
 
+@pytest.mark.parametrize("head,whole,kept", [
+    ("value", (), ["score"]),
+    ("tokens", ("embed", "lm_head", "layers/001/attn_norm", "norm"),
+     ["lm_head", "model.embed_tokens", "model.layers.1.input_layernorm", "model.norm"]),
+    ("score", ("norm",), ["model.norm", "score"]),
+])  # fmt: skip
+def test_what_trained_whole_is_kept_beside_the_adapters(tmp_path, head, whole, kept):
+    """`modules_to_save`: the base has other values, and none of a head that is not its own."""
+    plain = dataclasses.replace(SMALL, heads=(head,))
+    config = adapted(plain)
+    params = tree.flatten(random_params(config))
+    body = {path: leaf + 1 if path in whole else leaf for path, leaf in params.items() if not lora.is_rank_leaf(path)}
+    base = {path: leaf for path, leaf in body.items() if path not in ("score", "value/weight", "value/bias")}
+    base.setdefault("lm_head", random_params(SMALL)["lm_head"])
+    huggingface.save(tmp_path / "base", tree.unflatten(base), SMALL)
+    leaves = {path: params[path] for path in adapters.rows(config, whole)}
+    adapters.save(tmp_path / "peft", leaves, config, "base")
+    settings = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert settings["modules_to_save"] == kept and settings["task_type"] == adapters.TASKS[head]
+    source = open_source(tmp_path / "base", None, tmp_path / "peft")
+    beside = tuple(sorted({*whole, *adapters.HEADS.get(head, ())}))
+    assert source.config.heads == (head,) and source.adapter.whole == beside
+    assert_equal(source.load(decoder.specs(source.config), source.config).params, tree.unflatten(params))
+    merged = source.load(decoder.specs(plain), plain).params
+    assert_equal(merged, lora.merge(tree.unflatten(params), config))
+    # PEFT's short names mean the same: every module that ends so
+    if "norm" in whole and head == "tokens":
+        rewrite(tmp_path / "peft", modules_to_save=["lm_head", "embed_tokens", "1.input_layernorm", "model.norm"])
+        assert open_source(tmp_path / "base", None, tmp_path / "peft").adapter.whole == source.adapter.whole
+        for wrong, text in ((["lm_head"], "in the file but not named: model.embed_tokens"),
+                            ([*kept, "input_layernorm"], "not in the file: model.layers.0.input_layernorm"),
+                            ([*kept, "dense"], "not in the file: dense"), ("all", "expected a list")):  # fmt: skip
+            rewrite(tmp_path / "peft", modules_to_save=wrong)
+            with pytest.raises(DataError, match=text):
+                open_source(tmp_path / "base", None, tmp_path / "peft")
+
+
 def test_adapter_on_its_base_merged_and_continued(pair):
     base, peft, params = pair
     source = open_source(base, None, peft)
@@ -187,7 +224,7 @@ def test_what_an_adapter_folder_cannot_say_is_refused(tmp_path):
         with pytest.raises(UserError, match=text):
             convert.main([str(run), target, "--adapter", *flags])
 
-    refused("cannot hold layers/000/attn_norm, .*which trained too", train={"trainable": ["layers/.*norm"]})
+    refused("cannot hold layers/000/attn/q, .*which trained too", train={"trainable": ["layers/.*/q"]})
     refused("drawn from the seed", model={"path": ""})
     refused("give --base=FOLDER", model={"path": str(run)})
     refused("give --base=FOLDER", model={"path": str(tmp_path / "base"), "adapter": "peft"})
@@ -196,9 +233,13 @@ def test_what_an_adapter_folder_cannot_say_is_refused(tmp_path):
         convert.main([str(tmp_path / "base"), target, "--adapter"])
     with pytest.raises(UserError, match="--base belongs to --adapter"):
         convert.main([str(run), target, "--base=x"])
-    both = dataclasses.replace(config, heads=("value",))
-    with pytest.raises(UserError, match="holds no value head"):
-        adapters.settings_for(both, "value", "base")
+    path.write_text(json.dumps(settings | {"train": {"trainable": ["layers/.*norm"]}}))
+    assert convert.main([str(run), target, "--adapter"]) == 0
+    tied = adapted(dataclasses.replace(SMALL, tie_word_embeddings=True))
+    with pytest.raises(UserError, match="cannot hold embed"):
+        adapters.settings_for(tied, "tokens", "base", ["embed"])
+    with pytest.raises(UserError, match="holds no margin head"):
+        adapters.settings_for(config, "margin", "base")
 
 
 @pytest.mark.parametrize("changes,text", [
@@ -209,8 +250,9 @@ def test_what_an_adapter_folder_cannot_say_is_refused(tmp_path):
     ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern"),
     ({"fan_in_fan_out": True}, "fan_in_fan_out"),
     ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),
-    ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-    ({"task_type": "TOKEN_CLS"}, "task_type 'TOKEN_CLS'"),
+    ({"modules_to_save": ["lm_head"]}, "named but not in the file: lm_head.weight"),
+    ({"task_type": "FEATURE_EXTRACTION"}, "task_type 'FEATURE_EXTRACTION'"),
+    ({"task_type": "TOKEN_CLS"}, "neither it nor its base holds score.weight"),
     ({"a_feature_of_tomorrow": 3}, "a_feature_of_tomorrow 3"),
     ({"target_modules": ["q_proj", "lm_head"]}, "names lm_head"),
     ({"target_modules": ["q_proj"]}, "in the file but not named: layers/000/attn/k"),
