@@ -113,7 +113,7 @@ def make_scorer(model: Any, renderer: Any, config: Config, mesh: Mesh | None = N
 
     def score(weights: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
         hidden_BTD = model.forward(weights, batch).hidden
-        logprobs, hits = heads.predictions(weights, hidden_BTD, batch["labels"], model.logit_chunk)
+        logprobs, hits = heads.predictions(weights, hidden_BTD, batch["labels"], model.logit_chunk, mesh)
         mask = batch["loss_mask"]
         return jnp.stack([-jnp.sum(mask * logprobs, axis=1), jnp.sum(mask * hits, axis=1)], axis=1)
 

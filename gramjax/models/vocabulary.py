@@ -142,7 +142,7 @@ def _normalisers(logits_NV: jax.Array, place: Place) -> jax.Array:
     """log sum exp over the whole vocabulary, [N]."""
     if not place.vocab:
         return jax.nn.logsumexp(logits_NV, axis=-1)
-    top = jax.lax.pmax(jnp.max(logits_NV, axis=-1), place.vocab)
+    top = jax.lax.pmax(jax.lax.stop_gradient(jnp.max(logits_NV, axis=-1)), place.vocab)
     return jnp.log(_over_vocab(jnp.sum(jnp.exp(logits_NV - top[:, None]), axis=-1), place)) + top
 
 
@@ -152,6 +152,17 @@ def _picked(logits_NV: jax.Array, labels_N: jax.Array, place: Place) -> jax.Arra
     index = labels_N - _first(V, place)
     found = jnp.take_along_axis(logits_NV, index[:, None], axis=-1, mode="clip")[:, 0]
     return _over_vocab(jnp.where((index >= 0) & (index < V), found, 0.0), place) if place.vocab else found
+
+
+def _likeliest(logits_NV: jax.Array, place: Place) -> jax.Array:
+    """The token with the largest logit, the first of equals, [N]."""
+    found = jnp.argmax(logits_NV, axis=-1)
+    if not place.vocab:
+        return found
+    largest = jnp.max(logits_NV, axis=-1)
+    here = largest == jax.lax.pmax(largest, place.vocab)
+    found = jnp.where(here, found + _first(logits_NV.shape[-1], place), jnp.iinfo(found.dtype).max)
+    return jax.lax.pmin(found, place.vocab)
 
 
 def _hits(logits_NV: jax.Array, labels_N: jax.Array, place: Place) -> jax.Array:
@@ -340,34 +351,65 @@ token_statistics.defvjp(_statistics_forward, _statistics_backward)
 
 
 def predictions(
-    hidden_BTD: jax.Array, matrix: jax.Array, tied: bool, labels_BT: jax.Array, chunk: int
+    hidden_BTD: jax.Array, matrix: jax.Array, tied: bool, labels_BT: jax.Array, chunk: int, mesh: Mesh | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """See `heads.predictions`."""
-    B, T = labels_BT.shape
-    count, size = _chunks(B, T, chunk)
 
-    def step(_: None, part: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
-        hidden, labels = part
-        out = product(hidden, matrix, tied)
-        hit = jnp.argmax(out, axis=-1) == labels
-        return None, (_picked(out, labels, Place()) - jax.nn.logsumexp(out, axis=-1), hit.astype(jnp.float32))
+    def local(place: Place, hidden_BTD: jax.Array, matrix: jax.Array, labels_BT: jax.Array) -> tuple[jax.Array, ...]:
+        B, T = labels_BT.shape
+        count, size = _chunks(B, T, chunk)
+        matrix = _gathered(matrix, tied, place)
 
-    _, found = jax.lax.scan(step, None, (_split(hidden_BTD, count, size), _split(labels_BT, count, size)))
-    logprobs, hits = (_join(x, B) for x in found)
-    return logprobs, hits
+        def step(_: None, part: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
+            hidden, labels = part
+            out = product(hidden, matrix, tied)
+            hit = _likeliest(out, place) == labels
+            return None, (_picked(out, labels, place) - _normalisers(out, place), hit.astype(jnp.float32))
+
+        _, found = jax.lax.scan(step, None, (_split(hidden_BTD, count, size), _split(labels_BT, count, size)))
+        return tuple(_join(x, B) for x in found)
+
+    layout = layout_of(mesh, labels_BT.shape, matrix, tied)
+    return spread(local, layout, "hidden matrix token", ("token", "token"))(hidden_BTD, matrix, labels_BT)
 
 
-def divergence(states: Any, matrices: Any, mask_BT: jax.Array, temperature: float, chunk: int) -> jax.Array:
+def divergence(
+    states: tuple[jax.Array, jax.Array],
+    matrices: tuple[tuple[jax.Array, bool], tuple[jax.Array, bool]],
+    mask_BT: jax.Array,
+    temperature: float,
+    chunk: int,
+    mesh: Mesh | None = None,
+) -> jax.Array:
     """See `heads.divergence`: of the model and the reference, their hidden states and (matrix, tied)."""
-    B, T = mask_BT.shape
-    count, size = _chunks(B, T, chunk)
+    (ours, tied), (theirs, tied_theirs) = matrices
+    layout, other = (layout_of(mesh, mask_BT.shape, *matrix) for matrix in matrices)
+    if layout is None or other is None or layout.place.vocab != other.place.vocab:
+        layout, place_theirs = None, Place()
+    else:
+        layout = dataclasses.replace(layout, specs={**layout.specs, "theirs": other.specs["matrix"]})
+        place_theirs = other.place
 
-    @jax.checkpoint
-    def step(total: jax.Array, part: Any) -> tuple[jax.Array, None]:
-        *states, mask = part
-        ours, theirs = (jax.nn.log_softmax(product(h, *matrix) / temperature) for h, matrix in zip(states, matrices))
-        return total + jnp.sum(mask * jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)), None
+    def local(place: Place, *arrays: jax.Array) -> jax.Array:
+        hidden_ours, hidden_theirs, matrix_ours, matrix_theirs, mask = arrays
+        B, T = mask.shape
+        count, size = _chunks(B, T, chunk)
+        matrix_ours = _gathered(matrix_ours, tied, place)
+        matrix_theirs = _gathered(matrix_theirs, tied_theirs, place_theirs)
 
-    parts = tuple(_split(x, count, size) for x in (*states, mask_BT))
-    total, _ = jax.lax.scan(step, jnp.zeros((), jnp.float32), parts)
-    return temperature**2 * total
+        def logp(hidden: jax.Array, matrix: jax.Array, tied: bool) -> jax.Array:
+            out = product(hidden, matrix, tied) / temperature
+            return out - _normalisers(out, place)[:, None]
+
+        @jax.checkpoint
+        def step(total: jax.Array, part: Any) -> tuple[jax.Array, None]:
+            ours, theirs = logp(part[0], matrix_ours, tied), logp(part[1], matrix_theirs, tied_theirs)
+            return total + jnp.sum(part[2] * jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)), None
+
+        parts = tuple(_split(x, count, size) for x in (hidden_ours, hidden_theirs, mask))
+        total, _ = jax.lax.scan(step, jnp.zeros((), jnp.float32), parts)
+        axes = place.tokens + place.vocab
+        return jax.lax.psum(total, axes) if axes else total
+
+    run = spread(local, layout, "hidden hidden matrix theirs token", "number")
+    return temperature**2 * run(*states, ours, theirs, mask_BT)

@@ -123,7 +123,7 @@ def terms(model: Any, weights: Any, reference: Any, batch: Mapping[str, jax.Arra
         found["lm"] = heads.cross_entropy(weights, out.hidden, batch["labels"], mask, model.logit_chunk, model.mesh)
     if config.kl_logits:
         given = (weights, out.hidden, reference, teacher.hidden)
-        found["kl_logits"] = heads.divergence(*given, mask, config.temperature, model.logit_chunk)
+        found["kl_logits"] = heads.divergence(*given, mask, config.temperature, model.logit_chunk, model.mesh)
     for name in wanted:
         found[name] = jnp.sum(mask * jnp.sum(between[name], axis=0)) / len(layers)
     if config.mse_hidden:

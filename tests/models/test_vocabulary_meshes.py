@@ -1,0 +1,26 @@
+"""What is read off the vocabulary does not depend on how tokens, width and vocabulary are cut."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WORKER = Path(__file__).parent / "vocabulary_worker.py"
+
+
+@pytest.fixture(scope="module")
+def differences():
+    environment = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=8", NPROC="32")
+    done = subprocess.run([sys.executable, str(WORKER)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("case", ["rows, length, vocabulary", "columns", "the vocabulary does not divide"])
+def test_predictions_and_divergence_are_those_of_one_device(differences, case):
+    found = differences[case]
+    assert found.pop("hits") == 0
+    assert max(found.values()) < 1e-5, found
