@@ -85,7 +85,7 @@ def sides(shape: Shape, names: list[str]) -> dict[str, model.Model]:
     for name in names:
         method, settings = VARIANTS[name]
         section = sharing.section_of(layers, method, settings)
-        if section.rank:
+        if section.rank and section.shares == "scores":
             section = dataclasses.replace(section, rank=shape.rank)
         configs[name] = dataclasses.replace(shape.config, lisa=section)
     return {name: model.Model(decoder, c, compute_dtype=jnp.dtype(shape.dtype)) for name, c in configs.items()}

@@ -2,13 +2,16 @@
 
     python benchmarks/text_model.py --out DIR
     python benchmarks/lisa_study.py --out DIR --model text [--seeds 3] [--json benchmarks/results/lisa_text.json]
+    python benchmarks/text_model.py --out DIR --size small
+    python benchmarks/lisa_study.py --out DIR --model small [--seeds 3] [--json benchmarks/results/lisa_text_small.json]
     python benchmarks/lisa_study.py --out DIR --model stories [--seeds 3] [--json benchmarks/results/lisa_stories.json]
 
-`text` is the twelve-layer model of `text_model.py` in DIR/model with its rows; `stories` is stories260K with its own
-samples under GRAMJAX_DATA (500 to train on, 100 held out). For every share of the layers (the deepest ones) a plain
-verb each: `gramjax convert --to=lisa`, `gramjax train --config=sft` of the new leaves alone, `gramjax evaluate
---config=evaluate_lm`. Numbers: held-out perplexity, next-token accuracy, share of trained parameters, bytes of cache.
-A run that is done is read, not repeated.
+`text` is the twelve-layer model of `text_model.py` in DIR/model with its rows, `small` its eight-layer one; `stories`
+is stories260K with its own samples under GRAMJAX_DATA (500 to train on, 100 held out). For every share of the layers
+(the deepest ones, or those that `gramjax select_layers` measures as the least sensitive) a plain verb each: `gramjax
+convert --to=lisa`, `gramjax train --config=sft` of the new leaves alone, `gramjax evaluate --config=evaluate_lm`. A
+seed is that of the new leaves and of the order of the rows. Numbers: held-out perplexity, next-token accuracy, share of
+trained parameters, bytes of cache. A run that is done is read, not repeated.
 """
 
 import argparse
@@ -19,15 +22,16 @@ import io
 import json
 import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import measure
 
-NEW = r"layers/[0-9]+/attn/(q_low|k_low|align_in|align_out)"
-"""The leaves that only layers with shared attention have."""
+from gramjax import cli
+from gramjax.models import lisa
+
+SCORES = "layers"
+"""Folder of `gramjax select_layers`, beside those of the variants."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Variant:
 VARIANTS = {
     "direct sharing (DS)": Variant("share"),
     "low rank": Variant("low_rank", ""),
+    "CLA": Variant("cla", ""),
     "calibrated, not trained": Variant("lisa", "calibrated"),
     "alignment alone": Variant("align", "share", True),
     "difference alone": Variant("delta", "share", True),
@@ -76,6 +81,8 @@ def subject(name: str, out: Path, data: Path) -> Subject:
     """The model by name; writes the rows of `stories`."""
     if name == "text":
         return Subject(out / "model", "", out / "rows", 12, (3, 6, 9), 6, 256, 120, 8, 3e-3)
+    if name == "small":
+        return Subject(out / "model_small", "", out / "rows", 8, (4,), 6, 256, 120, 8, 3e-3)
     rows, folder = out / "story_rows", data / "stories260k"
     rows.mkdir(parents=True, exist_ok=True)
     with gzip.open(folder / "samples.jsonl.gz", "rt", encoding="utf-8") as file:
@@ -87,12 +94,11 @@ def subject(name: str, out: Path, data: Path) -> Subject:
 
 
 def gramjax(*arguments: Any) -> str:
-    """Run a verb; returns what it printed."""
-    command = [sys.executable, "-m", "gramjax", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
-    return done.stdout
+    """Run a verb in this process (what one compiled is there for the next); returns what it printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        if cli.main([str(argument) for argument in arguments]):
+            raise SystemExit(f"gramjax {' '.join(map(str, arguments))} failed\n{said.getvalue()[-3000:]}")
+    return said.getvalue()
 
 
 def judged(model: Path, about: Subject, folder: Path) -> dict[str, float]:
@@ -107,8 +113,8 @@ def judged(model: Path, about: Subject, folder: Path) -> dict[str, float]:
     return {name: found[name] for name in ("perplexity", "nll", "accuracy")}
 
 
-def chosen(about: Subject, count: int, folder: Path) -> list[int]:
-    """The layers whose sharing, calibrated and one at a time, costs the least on the text that is trained on."""
+def scores(about: Subject, folder: Path) -> dict[str, list[float]]:
+    """Of every layer, by `gramjax select_layers` on the text that is trained on: divergences and sensitivities."""
     if not (folder / "layers.json").exists():
         tokens = [f"--config.tokenizer.path={about.tokenizer}"] if about.tokenizer else []
         gramjax("select_layers", "--config=select_layers", "--config.selection=attention_similarity",
@@ -116,19 +122,24 @@ def chosen(about: Subject, count: int, folder: Path) -> list[int]:
                 "--config.probe.max_tokens=16000", f"--config.selection.rank={about.rank}",
                 "--config.selection.batches=2", "--config.selection.max_js=1.0", "--config.selection.min_layer=1",
                 f"--workdir={folder}", *tokens)  # fmt: skip
-    cost = json.loads((folder / "layers.json").read_text("utf-8"))["scores"]["sensitivity_calibrated"]
+    return json.loads((folder / "layers.json").read_text("utf-8"))["scores"]
+
+
+def chosen(about: Subject, count: int, folder: Path) -> list[int]:
+    """The layers whose sharing, calibrated and one at a time, costs the least."""
+    cost = scores(about, folder)["sensitivity_calibrated"]
     return sorted(sorted(range(1, about.layers), key=lambda layer: cost[layer])[:count])
 
 
-def converted(variant: Variant, about: Subject, count: int, seed: int, target: Path) -> dict[str, float]:
-    """Convert the model; what the verb says of parameters and cache."""
+def converted(variant: Variant, about: Subject, count: int, seed: int, target: Path) -> dict[str, Any]:
+    """Convert the model; what the verb says of layers, parameters and cache."""
     note = target.with_suffix(".txt")
     if not target.exists():
         layers = f"deepest:{count}"
         if variant.chosen:
-            layers = ",".join(map(str, chosen(about, count, target.parents[3] / "layers")))
+            layers = ",".join(map(str, chosen(about, count, target.parents[3] / SCORES)))
         options = [f"--layers={layers}", f"--method={variant.method}", "--to=lisa", f"--seed={seed}"]
-        if variant.method not in ("share", "align"):
+        if variant.method not in ("share", "align", "cla"):
             options.append(f"--set=rank={about.rank}")
         if variant.init:
             options.append(f"--init={variant.init}")
@@ -139,9 +150,10 @@ def converted(variant: Variant, about: Subject, count: int, seed: int, target: P
         target.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(gramjax("convert", about.model, target, *options), "utf-8")
     text = note.read_text("utf-8")
+    layers = [int(layer) for layer in text.partition("[")[2].partition("]")[0].split(",")]
     if "cache" not in text:
-        return {"new_share": 0.0, "cache": 100.0}
-    return {"new_share": float(text.partition(" new parameters (")[2].partition(" %")[0]),
+        return {"layers": layers, "new_share": 0.0, "cache": 100.0}
+    return {"layers": layers, "new_share": float(text.partition(" new parameters (")[2].partition(" %")[0]),
             "cache": float(text.partition("cache ")[2].partition(" %")[0])}  # fmt: skip
 
 
@@ -155,7 +167,7 @@ def trained(model: Path, about: Subject, seed: int, folder: Path) -> Path:
                 f"--config.train.batch_size={about.batch}", f"--config.optim.lr={about.lr}",
                 "--config.train.remat=none",
                 "--config.optim.end_lr_ratio=0.1", "--config.train.evaluate=False", "--config.log.tensorboard=False",
-                f"--config.train.trainable=({NEW!r},)", f"--config.seed={seed}", *tokens)  # fmt: skip
+                f"--config.train.trainable=({lisa.NEW!r},)", f"--config.seed={seed}", *tokens)  # fmt: skip
     return folder
 
 
@@ -179,7 +191,7 @@ def run(about: Subject, folder: Path, seeds: int, names: list[str]) -> list[dict
                 if variant.trained:
                     model = trained(model, about, seed, place / "run")
                 found.append({**facts, **judged(model, about, place / "judged")})
-            row = {"variant": name, "shared": count, "seeds": len(found)}
+            row = {"variant": name, "shared": count, "seeds": len(found), "layers": found[0].pop("layers")}
             for key in found[0]:
                 values = [entry[key] for entry in found]
                 row[key] = round(statistics.mean(values), 4)
@@ -201,7 +213,7 @@ def main() -> None:
     """Read the arguments, run, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--model", choices=("text", "stories"), required=True)
+    parser.add_argument("--model", choices=("text", "small", "stories"), required=True)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--shared", default="", help="numbers of layers, by commas; default: three shares")
     parser.add_argument("--variants", default="", help="names, by semicolons; default: all")
@@ -217,7 +229,8 @@ def main() -> None:
     command = f"python benchmarks/lisa_study.py --out DIR --model {arguments.model} --seeds {arguments.seeds}"
     with contextlib.redirect_stdout(io.StringIO()):
         about_run = {"command": command, "machine": measure.machine(), "sizes": sizes}
-        measure.write(arguments.json, {**about_run, "table": table})
+        found = scores(about, arguments.out / f"study_{arguments.model}" / SCORES)
+        measure.write(arguments.json, {**about_run, "scores": found, "table": table})
 
 
 if __name__ == "__main__":

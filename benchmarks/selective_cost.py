@@ -71,68 +71,29 @@ MEASURED = {
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """A step that can be traced, compiled or run."""
+    """A training step: what `gramjax plan` compiles and counts, and the program of a run that it is."""
 
     model: Any
-    labels: dict[str, str]
-    tx: Any
-    step: Any
-    abstract: Any
+    plan: Any
+    program: Any
 
 
-def build(size: str, side: Side, mesh: Any, dtype: str, attention: str, logit_chunk: int) -> Built:
-    """The step as `gramjax train` makes it for these settings (`training/setup.build_run`), without data."""
-    from gramjax.core import config as configs
-    from gramjax.core import layer_selection, spec, tree
+def build(args: argparse.Namespace, side: Side, devices: Any, dtype: str, rows: int) -> Built:
+    """The step that `gramjax train` jits for these settings, without data."""
+    from gramjax.core import presets
     from gramjax.models import decoder
-    from gramjax.models import model as models
     from gramjax.objectives import cross_entropy
-    from gramjax.training import optimizer, setup
-    from gramjax.training.step import make_step
+    from gramjax.training import planning, setup
 
-    arch = decoder.Config(tie_word_embeddings=False, lora=configs.LoraSection(rank=side.rank), **SIZES[size])
-    model = models.build(
-        "decoder", arch, mesh, dtype, attention=attention, remat=side.remat, scan_layers=side.scan,
-        logit_chunk=logit_chunk,
-    )  # fmt: skip
-    selected = ()
-    if side.layers:
-        selected = layer_selection.patterns(configs.SelectSection(layers=side.layers, targets=side.targets), arch)
-    paths = list(tree.flatten(model.specs(), is_leaf=spec.is_spec))
-    labels = setup.trained(paths, (r".*",), None, selected)
-    section = configs.OptimSection()
-    tx = optimizer.build(section, labels, 1000)
-
-    def loss(model: Any, weights: Any, batch: Any) -> Any:
-        return cross_entropy.loss(model, weights, batch, cross_entropy.Config())
-
-    step = make_step(model, loss, tx, labels, optimizer.schedule(section, 1000))
-    return Built(model, labels, tx, step, setup.abstract_state(model, labels, tx, mesh))
-
-
-def abstract_batch(rows: int, length: int, mesh: Any) -> dict[str, Any]:
-    """Shapes of a batch, rows over the devices."""
-    import jax
-    import jax.numpy as jnp
-
-    from gramjax.core import sharding
-
-    where = sharding.batch_sharding(mesh)
-    kinds = dict.fromkeys(("tokens", "labels", "segment_ids", "positions"), jnp.int32) | {"loss_mask": jnp.float32}
-    return {name: jax.ShapeDtypeStruct((rows, length), kind, sharding=where) for name, kind in kinds.items()}
-
-
-def jitted(built: Built, backend: str) -> Any:
-    """The step jitted as a run jits it."""
-    import jax
-
-    from gramjax.models.attention import compiler_options
-
-    places = jax.tree.map(lambda x: x.sharding, built.abstract)
-    return jax.jit(
-        built.step, donate_argnums=0, in_shardings=(places, None), out_shardings=(places, None),
-        compiler_options=compiler_options(backend),
-    )  # fmt: skip
+    config = presets.preset(decoder.Config(tie_word_embeddings=False, **SIZES[args.size]))
+    config = planning.changed(planning.without_data(config), {
+        "model.compute_dtype": dtype, "data.max_length": args.length, "train.batch_size": rows,
+        "train.remat": side.remat, "train.scan_layers": side.scan, "train.logit_chunk": args.logit_chunk,
+        "lora.rank": side.rank, "select.layers": side.layers,
+    } | ({"select.targets": side.targets} if side.layers else {}))  # fmt: skip
+    plan = planning.training_step(config, devices)
+    program = setup.build_program(config, plan.network, cross_entropy, cross_entropy.Config(), 1000)
+    return Built(plan.network.model, plan, program)
 
 
 def counts(built: Built) -> dict[str, Any]:
@@ -141,16 +102,17 @@ def counts(built: Built) -> dict[str, Any]:
 
     from gramjax.core import tree
 
-    flat = tree.flatten(built.abstract["params"])
-    trained = sum(leaf.size for path, leaf in flat.items() if built.labels[path] == tree.TRAIN)
+    state = built.program.abstract_state
+    flat = tree.flatten(state["params"])
+    trained = sum(leaf.size for path, leaf in flat.items() if built.program.labels[path] == tree.TRAIN)
     total = sum(leaf.size for leaf in flat.values())
     weigh = lambda part: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(part))  # noqa: E731
     return {
         "parameters": total,
         "trained": trained,
         "trained_share": round(trained / total, 5),
-        "parameter_bytes": weigh(built.abstract["params"]),
-        "optimizer_bytes": weigh(built.abstract["opt_state"]),
+        "parameter_bytes": weigh(state["params"]),
+        "optimizer_bytes": weigh(state["opt_state"]),
     }
 
 
@@ -168,16 +130,11 @@ def devices_of(platform: str, count: int, topology: str) -> Any:
     return found
 
 
-def compiled(args: argparse.Namespace, name: str, mesh: Any) -> dict[str, Any]:
+def compiled(args: argparse.Namespace, name: str, devices: Any) -> dict[str, Any]:
     """One side: FLOPs of the traced step, memory of the compiled one."""
-    from gramjax.core import flops
-    from gramjax.models.attention import choose
-
-    side, rows = SIDES[name], mesh.size
-    attention = choose("auto", args.platform)
-    built = build(args.size, side, mesh, "bfloat16", attention, args.logit_chunk)
-    batch = abstract_batch(rows, args.length, mesh)
-    products = flops.of_products(built.step, built.abstract, batch)
+    side, rows = SIDES[name], len(devices)
+    built = build(args, side, devices, "bfloat16", rows)
+    products = built.plan.flops()
     out = {
         "side": dataclasses.asdict(side),
         **counts(built),
@@ -185,7 +142,7 @@ def compiled(args: argparse.Namespace, name: str, mesh: Any) -> dict[str, Any]:
         "product_flop_per_token_and_parameter": round(products / rows / args.length / counts(built)["parameters"], 3),
     }
     start = time.perf_counter()
-    program = jitted(built, args.platform).lower(built.abstract, batch).compile()
+    program = built.plan.lower().compile()
     out["compile_s"] = round(time.perf_counter() - start, 1)
     memory = program.memory_analysis()
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -201,18 +158,13 @@ def compiled(args: argparse.Namespace, name: str, mesh: Any) -> dict[str, Any]:
     return out
 
 
-def by_remat(args: argparse.Namespace, mesh: Any) -> dict[str, dict[str, float]]:
+def by_remat(args: argparse.Namespace, devices: Any) -> dict[str, dict[str, float]]:
     """Products of a step as a share of full tuning's with the same remat, from the traced steps."""
-    from gramjax.core import flops
-    from gramjax.models.attention import choose
-
-    batch, attention, out = abstract_batch(mesh.size, args.length, mesh), choose("auto", args.platform), {}
+    out, rows = {}, len(devices)
     for remat in ("none", "projections", "full"):
         sides = {name: dataclasses.replace(SIDES[name], remat=remat) for name in
                  ("full", "slam", "slam_gate", "attention", "upper", "lora")}  # fmt: skip
-        built = {name: build(args.size, side, mesh, "bfloat16", attention, args.logit_chunk)
-                 for name, side in sides.items()}  # fmt: skip
-        found = {name: flops.of_products(one.step, one.abstract, batch) for name, one in built.items()}
+        found = {name: build(args, side, devices, "bfloat16", rows).plan.flops() for name, side in sides.items()}
         out[remat] = {name: round(count / found["full"], 4) for name, count in found.items()}
     return out
 
@@ -237,11 +189,9 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from gramjax.core import config as configs
-    from gramjax.core import flops, sharding, spec
+    from gramjax.core import spec
     from gramjax.training import setup
 
-    mesh = sharding.make_mesh(configs.MeshSection(), jax.devices()[:1])
     rng = np.random.default_rng(0)
     rows, length, vocab = args.rows, args.length, SIZES[args.size]["vocab_size"]
     tokens = rng.integers(0, vocab, (rows, length)).astype(np.int32)
@@ -254,15 +204,16 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     steps, states, out = {}, {}, {}
     names = [name for name in MEASURED if not args.only or name in args.only.split(",")]
     for name in names:
-        built = build(args.size, MEASURED[name], mesh, "float32", "auto", args.logit_chunk)
-        products = flops.of_products(built.step, built.abstract, batch)
-        steps[name] = jitted(built, "cpu").lower(built.abstract, batch).compile()
+        built = build(args, MEASURED[name], jax.devices()[:1], "float32", rows)
+        program = built.program
+        steps[name] = built.plan.lower().compile()
         memory = steps[name].memory_analysis()
-        params = spec.init_params(built.model.specs(), jax.random.key(0), setup.param_dtypes(built.model, built.labels))
-        states[name] = {"params": params, "opt_state": jax.jit(built.tx.init)(params),
+        dtypes = setup.param_dtypes(built.model, program.labels)
+        params = spec.init_params(built.model.specs(), jax.random.key(0), dtypes)
+        states[name] = {"params": params, "opt_state": jax.jit(program.tx.init)(params),
                         "step": jax.numpy.zeros((), jax.numpy.int32)}  # fmt: skip
-        states[name] = jax.device_put(states[name], jax.tree.map(lambda x: x.sharding, built.abstract))
-        out[name] = {**counts(built), "product_gflop": round(products / 1e9, 2),
+        states[name] = jax.device_put(states[name], jax.tree.map(lambda x: x.sharding, program.abstract_state))
+        out[name] = {**counts(built), "product_gflop": round(built.plan.flops() / 1e9, 2),
                      "mib": {"arguments": round(memory.argument_size_in_bytes / 2**20, 1),
                              "temporaries": round(memory.temp_size_in_bytes / 2**20, 1)},
                      "seconds": [], "cpu": []}  # fmt: skip
@@ -317,22 +268,18 @@ def main() -> None:
         results |= {"rows": args.rows, "sides": measured(args)}
         measure.write(args.json, results)
         return
-    from gramjax.core import config as configs
-    from gramjax.core import sharding
-
-    mesh = sharding.make_mesh(
-        configs.MeshSection(data=1, fsdp=args.devices), devices_of(args.platform, args.devices, args.topology)
-    )
+    devices = devices_of(args.platform, args.devices, args.topology)
     results |= {"slice": args.topology if args.platform == "tpu" else "simulated CPU devices",
                 "compiler": f"libtpu {metadata.version('libtpu')}" if args.platform == "tpu" else "jaxlib",
                 "devices": args.devices, "mesh": {"fsdp": args.devices}, "logit_chunk": args.logit_chunk}  # fmt: skip
-    results["ratio_of_products_by_remat"] = by_remat(args, mesh)
+    if not args.only:
+        results["ratio_of_products_by_remat"] = by_remat(args, devices)
     earlier = Path(args.json)
     results["sides"] = json.loads(earlier.read_text())["sides"] if args.json and earlier.is_file() else {}
     for name in SIDES:
         if name in results["sides"] or (args.only and name not in args.only.split(",")):
             continue
-        results["sides"][name] = compiled(args, name, mesh)
+        results["sides"][name] = compiled(args, name, devices)
         full = results["sides"].get("full")
         for other in results["sides"].values() if full else ():
             other["ratio_of_products"] = round(other["product_tflop_per_device"] / full["product_tflop_per_device"], 4)

@@ -46,10 +46,10 @@ FIRST, BOS, LINE = 259, 1, 13
 """The first piece of a word, the token before a text, and the one between source and translation."""
 LONGEST, STORY = 16, 192
 """Tokens of a sentence and of a story."""
-SOURCE, TARGET = 48, 32
+SOURCE, TARGET = 32, 24
 """Tokens of a sentence in a real language, and of its English."""
 REAL = ("deu", "fra", "ita", "por", "spa")
-STEPS = {"permuted": 200, "real": 400}
+STEPS = {"permuted": 200, "real": 200}
 SIZE, CHOSEN = 24, 2
 RATES = (1e-3, 3e-3)
 TRIAL = 100
@@ -347,6 +347,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--texts", choices=("permuted", "real"), default="permuted")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default="", help="methods, by commas; default: all")
     parser.add_argument("--json", default="")
     args = parser.parse_args()
     folder = Path(os.environ["GRAMJAX_DATA"]) / "stories260k"
@@ -365,6 +366,8 @@ def main() -> None:
         world, selection = study.language(seed), study.selection(seed)
         results["selection"][str(seed)] = {key: selection[key] for key in kept}
         for name, method in methods_of(tuple(selection["layers"]), arch.num_layers, seed).items():
+            if args.only and name not in args.only.split(","):
+                continue
             if seed == TRIAL:
                 tried = {rate: outcome(folder, params, method, rate, world, seed, study.steps, old) for rate in RATES}
                 rates[name] = min(RATES, key=lambda rate: tried[rate]["translation_perplexity"])

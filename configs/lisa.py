@@ -16,8 +16,7 @@ from ml_collections import ConfigDict
 
 from gramjax.core.config import defaults
 from gramjax.core.errors import UserError
-
-NEW = r"layers/\d+/attn/(align_(in|out)(_bias)?|[qk]_low)"
+from gramjax.models import lisa
 
 
 def get_config(kind: str = "kl") -> ConfigDict:
@@ -28,7 +27,7 @@ def get_config(kind: str = "kl") -> ConfigDict:
     config.optim.lr_factors = (r"layers/\d+/attn/[qk]_low:0.5",)
     config.optim.warmup_ratio = 0.02
     config.optim.end_lr_ratio = 0.1
-    config.train.trainable = (NEW,)
+    config.train.trainable = (lisa.NEW,)
     config.train.batch_size = 32
     config.train.steps = 2000
     if kind == "kl":

@@ -10,16 +10,13 @@ Hardware: 8 accelerators with 80 GB for an 8B model. Published for 7B: MGSM 49.6
 
 from ml_collections import ConfigDict
 
-from gramjax.core.config import defaults
+from gramjax.core.presets import translations
 
 
 def get_config() -> ConfigDict:
-    config = defaults("cross_entropy", evals=("perplexity",))
-    config.tokenizer.chat_template = "alpaca"
+    config = translations()
     config.data.max_length = 512
-    config.optim.lr = 2e-5
     config.optim.warmup_ratio = 0.03
-    config.optim.betas = (0.9, 0.999)
     config.train.batch_size = 128
     config.train.epochs = 3.0
     config.seed = 1234

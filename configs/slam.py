@@ -13,17 +13,14 @@ with 7B (QAlign's averages of ten languages).
 
 from ml_collections import ConfigDict
 
-from gramjax.core.config import defaults
 from gramjax.core.errors import UserError
+from gramjax.core.presets import translations
 
 
 def get_config(kind: str = "slam") -> ConfigDict:
-    config = defaults("cross_entropy", evals=("perplexity",))
-    config.tokenizer.chat_template = "alpaca"
+    config = translations()
     config.data.max_length = 1024
-    config.optim.lr = 2e-5
     config.optim.warmup_ratio = 0.0
-    config.optim.betas = (0.9, 0.999)
     config.train.batch_size = 512
     config.train.epochs = 4.0
     config.train.save_every = 25

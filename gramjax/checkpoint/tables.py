@@ -156,11 +156,6 @@ def by_name(table: Mapping[str, Row]) -> dict[str, Row]:
     return out
 
 
-def is_sharing(path: str) -> bool:
-    """Whether a parameter is one that only layers with shared attention have."""
-    return path.startswith("layers/") and path.rpartition("/")[2].startswith(("q_low", "k_low", "align_"))
-
-
 def head_of_name(name: str) -> set[str]:
     """The heads that a Hugging Face key may belong to; empty for the keys of the body."""
     return {HEAD_OF[path] for path, other, _ in ROWS if other == name and path in HEAD_OF}

@@ -110,6 +110,8 @@ def chosen(section: SelectSection, config: Any) -> tuple[int, ...]:
         )
     if section.count and section.rule in ("", MEASURED):
         raise UserError(f"config.select.count={section.count} is for config.select.rule lower, upper or random")
+    if section.seed and section.rule != "random":
+        raise UserError(f"config.select.seed={section.seed} is for config.select.rule=random")
     if section.rule not in ("", MEASURED):
         layers = by_rule(section.rule, section.count or len(layers), total, section.seed)
     return tuple(sorted(set(layers)))
@@ -132,7 +134,7 @@ def patterns(section: SelectSection, config: Any) -> tuple[str, ...]:
     layers = chosen(section, config)
     if not layers:
         plain = SelectSection()
-        changed = [name for name in ("targets", "also", "seed") if getattr(section, name) != getattr(plain, name)]
+        changed = [name for name in ("targets", "also") if getattr(section, name) != getattr(plain, name)]
         if changed:
             raise UserError(f"config.select.{changed[0]} is given, but no layers: set path, layers or rule beside it")
         return ()

@@ -1,4 +1,4 @@
-"""Configs around a named architecture: what the files of `configs/models` return."""
+"""What several files of `configs` begin with: a named architecture (`configs/models`), and tuning on translations."""
 
 import dataclasses
 from typing import Any
@@ -37,4 +37,14 @@ def preset(arch: Any, use: str = "full") -> ConfigDict:
         config.select.targets = ("attn", "mlp")
     if use == "lora":
         config.lora.rank = 16
+    return config
+
+
+def translations() -> ConfigDict:
+    """What SLAM and its two-stage baseline QAlign have in common: next tokens of the answers to orders to translate,
+    in the frame that they evaluate in, and the optimiser of the released scripts."""
+    config = configs.defaults("cross_entropy", evals=("perplexity",))
+    config.tokenizer.chat_template = "alpaca"
+    config.optim.lr = 2e-5
+    config.optim.betas = (0.9, 0.999)
     return config

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,7 +151,7 @@ def share_attention(params: Any, config: Any, where: str, arguments: Any) -> tup
     new, shared = lisa.convert(params, config, section, jax.random.key(arguments.seed), init, mixing, low_rank)
     before, after = (sum(k * e for i in range(c.num_layers) for k, e in block.cached(c, c.layer_kinds()[i]).values())
                      for c in (config, shared))  # fmt: skip
-    fresh = sum(x.size for path, x in tree.flatten(new).items() if tables.is_sharing(path))
+    fresh = sum(x.size for path, x in tree.flatten(new).items() if re.fullmatch(lisa.NEW, path))
     if init != "copy" and section.rank >= config.head_dim:
         state.say(f"rank {section.rank} is not below the width of a head ({config.head_dim}): nothing is saved by it")
     print(f"{len(layers)} of {config.num_layers} layers share attention: {list(layers)}; {sharing.as_text(section)}; "

@@ -25,6 +25,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu, "gelu": jax.nn.gelu, "silu": jax.nn.silu, "linear": lambda x: x,
 }  # fmt: skip
 
+NEW = r"layers/\d+/attn/(align_(in|out)(_bias)?|[qk]_low)"
+"""Pattern of the parameters that only layers with shared scores have: what LiSA trains."""
+
 SOURCE, SHARED = "+source", "+shared"
 """Endings of block kinds: a layer whose scores (or keys and values) the next one shares, and a layer that shares."""
 
@@ -61,8 +64,29 @@ class LisaSection:
     """Whose scores a layer shares: of the layer before it (`chain`), or of the last one with its own (`anchor`)."""
 
 
+OF_NETWORK, OF_PAIR = ("align_hidden", "align_act", "align_bias"), ("delta_kv_heads", "delta_rope", "delta_scale")
+
+
+def idle(section: LisaSection) -> str:
+    """What is set although another setting leaves nothing for it to do, with that setting; empty: nothing is."""
+    default, names = LisaSection(), [field.name for field in dataclasses.fields(section)]
+    everything = [name for name in names if name not in ("layers", "shares")]
+    for holds, reason, without in (
+        (not section.layers, "no layers", ["shares", *everything]),
+        (section.shares == "keys", "shares='keys'", everything),
+        (section.align != "ffn", f"align={section.align!r}", OF_NETWORK),
+        (section.align in ("none", "off"), f"align={section.align!r}", ["align_residual"]),
+        (section.align == "off", "align='off'", ["source"]),
+        (not section.rank, "rank=0", OF_PAIR),
+    ):
+        for name in without if holds else ():
+            if (value := getattr(section, name)) != getattr(default, name):
+                return f"{name}={value!r} does nothing with {reason}"
+    return ""
+
+
 def check(section: LisaSection, num_layers: int, head_dim: int) -> None:
-    """Raise UserError for layers or settings that cannot be."""
+    """Raise UserError for layers or settings that cannot be, or do nothing."""
     where, layers = "config.model.arch.lisa", section.layers
     if list(layers) != sorted(set(layers)):
         raise UserError(f"{where}.layers {layers} must ascend, each layer once")
@@ -81,6 +105,8 @@ def check(section: LisaSection, num_layers: int, head_dim: int) -> None:
         raise UserError(f"{where}: rank {section.rank} and align_hidden {section.align_hidden} must be 0 or more")
     if layers and section.shares == "scores" and section.align == "off" and not section.rank:
         raise UserError(f"{where}: with align='off' and rank=0 a layer would have no attention at all")
+    if found := idle(section):
+        raise UserError(f"{where}.{found}: leave it out, or change the other")
     if section.rank % 2 and section.delta_rope:
         raise UserError(f"{where}.rank={section.rank} must be even to be rotated (or set delta_rope=False)")
 

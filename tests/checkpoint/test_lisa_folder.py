@@ -30,7 +30,7 @@ VARIANTS = {
     "bias, residual, gelu": (QWEN3, {"align_bias": True, "align_residual": True, "align_act": "gelu"}),
     "linear, anchor, kv": (QWEN2, {"align": "linear", "source": "anchor", "delta_kv_heads": "kv", "delta_rope": False}),
     "post": (LLAMA, {"share_point": "post", "delta_scale": "head"}),
-    "keys": (QWEN2, {"shares": "keys"}),
+    "keys": (QWEN2, {"shares": "keys", "rank": 20}),
     "delta only": (QWEN3, {"align": "off"}),
     "direct": (LLAMA, {"align": "none", "rank": 0}),
 }

@@ -69,6 +69,7 @@ def test_scores_that_are_no_numbers_are_null():
         ({"rule": "upper"}, "config.select.count=0: 1 to 8 layers can be chosen by config.select.rule=upper"),
         ({"rule": "random", "count": 9}, "config.select.count=9: 1 to 8 layers"),
         ({"layers": (0,), "count": 2}, "config.select.count=2 is for config.select.rule lower, upper or random"),
+        ({"layers": (0,), "seed": 2}, "config.select.seed=2 is for config.select.rule=random"),
         ({"path": "nowhere.json"}, "config.select.path=nowhere.json: there is no such file"),
         ({"path": "nowhere.json", "layers": (1,)}, "config.select.path and config.select.layers are both given"),
     ],

@@ -12,9 +12,7 @@ from gramjax.checkpoint.source import open_source
 from gramjax.core import spec, tree
 from gramjax.core.errors import UserError
 from gramjax.data import tokenizer
-from gramjax.models import decoder
-
-NEW = r"layers/[0-9]+/attn/(q_low|k_low|align_in|align_out)"
+from gramjax.models import decoder, lisa
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +53,7 @@ def test_conversion_keeps_what_stays_and_says_what_is_new(folder, capsys):
 def test_only_the_new_leaves_train_and_the_result_is_evaluated_and_exported(folder, capsys):
     common = [f"--config.data.train=('{folder / 'rows.jsonl'}',)", "--config.data.max_length=64",
               "--config.train.steps=3", "--config.train.batch_size=4", "--config.optim.lr=0.05",
-              "--config.log.tensorboard=False", f"--config.train.trainable=('{NEW}',)"]  # fmt: skip
+              "--config.log.tensorboard=False", f"--config.train.trainable=({lisa.NEW!r},)"]  # fmt: skip
     run = folder / "trained"
     model = f"--config.model.path={folder / 'shared'}"
     assert cli.main(["train", "--config=sft", model, f"--workdir={run}", *common]) == 0
@@ -87,6 +85,7 @@ def test_only_the_new_leaves_train_and_the_result_is_evaluated_and_exported(fold
         (["--to=lisa", "--layers=2", "--set=ranks=3"], "not NAME=VALUE"),
         (["--to=lisa", "--layers=2", "--set=rank=wide"], "rank is of type int"),
         (["--to=lisa", "--layers=2", "--set=rank=3"], "even"),
+        (["--to=lisa", "--layers=2", "--method=align", "--set=delta_rope=False"], "delta_rope=False does nothing"),
         (["--to=lisa", "--layers=2", "--init=calibrated"], "needs --calibration"),
         (["--to=lisa", "--layers=2", "--init=copy"], "rank=8"),
         (["--to=lisa", "--layers=2", "--method=low_rank", "--init=share"], "takes --set=rank=N alone"),

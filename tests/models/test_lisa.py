@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,12 @@ def test_kinds_say_who_hands_on_and_who_shares():
         ({"layers": (0, 1)}, "layer 0"), ({"layers": (6,)}, "1 to 5"), ({"layers": (3, 2)}, "ascend"),
         ({"layers": (2, 2)}, "once"), ({"align": "off", "rank": 0}, "no attention"), ({"rank": 5}, "even"),
         ({"align": "mlp"}, "ffn"), ({"share_point": "mid"}, "pre, post"),
+        ({"align": "linear", "align_act": "silu"}, "align_act='silu' does nothing with align='linear': leave it out"),
+        ({"align": "none", "align_residual": True}, "align_residual=True does nothing with align='none'"),
+        ({"align": "off", "source": "anchor"}, "source='anchor' does nothing with align='off'"),
+        ({"rank": 0, "delta_scale": "head"}, "delta_scale='head' does nothing with rank=0"),
+        ({"shares": "keys"}, "rank=4 does nothing with shares='keys'"),
+        ({"layers": ()}, "rank=4 does nothing with no layers"),
     ],
 )  # fmt: skip
 def test_layers_and_settings_that_cannot_be_are_refused(settings, said):
@@ -132,7 +139,7 @@ VARIANTS = {
     "linear, residual, anchor": {"align": "linear", "align_residual": True, "source": "anchor"},
     "post": {"share_point": "post"},
     "no rotation, kv heads": {"delta_rope": False, "delta_kv_heads": "kv", "delta_scale": "head"},
-    "keys": {"shares": "keys"},
+    "keys": {"shares": "keys", "rank": 20},
     "direct": {"align": "none", "rank": 0},
 }
 every_variant = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
@@ -263,10 +270,12 @@ def test_a_run_of_shared_layers_is_one_loop():
 
 def test_conversion_drops_what_is_not_used_and_keeps_the_rest():
     params = params_of(GROUPED)
-    new, config = lisa.convert(params, GROUPED, lisa.LisaSection((2, 4), rank=4), jax.random.key(0))
+    section = lisa.LisaSection((2, 4), rank=4, align_bias=True)
+    new, config = lisa.convert(params, GROUPED, section, jax.random.key(0))
     assert tree.flatten(new).keys() == tree.flatten(decoder.specs(config), is_leaf=spec.is_spec).keys()
     before, after = tree.flatten(params), tree.flatten(new)
     assert {path for path in before if path not in after} == {f"layers/{i:03d}/attn/{x}" for i in (2, 4) for x in "qk"}
+    assert {path for path in after if path not in before} == {path for path in after if re.fullmatch(lisa.NEW, path)}
     assert all(after[path] is before[path] for path in before if path in after)
     scores = observed_scores(new, config)
     np.testing.assert_allclose(scores[2], scores[1], atol=1e-5)

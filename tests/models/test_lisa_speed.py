@@ -6,6 +6,7 @@ import math
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -17,12 +18,22 @@ def test_it_measures_both_sides_in_turn(capsys, monkeypatch, tmp_path):
     out = tmp_path / "speed.json"
     monkeypatch.setattr(sys, "argv", ["lisa_speed", "--shape=tiny", "--variants=lisa", "--rounds=3", f"--json={out}"])
     lisa_speed.main()
-
-
     (found,) = json.loads(out.read_text())["grid"]
     for kind in ("decode", "prefill"):
         assert found[kind]["plain"]["gain"] == 1.0
         assert math.isfinite(found[kind]["lisa"]["gain"]) and found[kind]["lisa"]["gain"] > 0
+
+
+@pytest.mark.skipif(jax.default_backend() == "cpu", reason="what memory allows is gained on accelerators")
+def test_four_layers_of_llama_2_decode_faster_when_three_share(monkeypatch, tmp_path):
+    """A6.16."""
+    out, full = tmp_path / "speed.json", lisa_speed.SHAPES["llama2-7b"]
+    four = dataclasses.replace(full, config=dataclasses.replace(full.config, num_layers=4), shared=3)
+    monkeypatch.setitem(lisa_speed.SHAPES, "llama2-7b", four)
+    flags = ["--shape=llama2-7b", "--variants=lisa", "--grid=32x2048", f"--json={out}"]
+    monkeypatch.setattr(sys, "argv", ["lisa_speed", *flags])
+    lisa_speed.main()
+    assert json.loads(out.read_text())["grid"][0]["decode"]["lisa"]["gain"] > 1.0
 
 
 @pytest.mark.parametrize(

@@ -165,11 +165,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--only", default=",".join(METHODS), help="methods, by commas; `full` is needed")
     parser.add_argument("--json", default="")
     args = parser.parse_args()
-    steps, trial = args.steps, prepare(100)
+    steps, trial, names = args.steps, prepare(100), args.only.split(",")
     own = {}
-    for name in METHODS:
+    for name in names:
         tried = {rate: tuned(trial, name, rate, steps, seed=100) for rate in RATES}
         own[name] = max(RATES, key=lambda rate: tried[rate]["translation"])
         print(json.dumps({"rate": own[name], "method": name, "tried": tried}), flush=True)
@@ -178,18 +179,18 @@ def main() -> None:
         world = prepare(seed)
         before.append(measured(world, world.params))
         print(json.dumps({"seed": seed, "before": before[-1]}), flush=True)
-        for name in METHODS:
+        for name in names:
             for rate in RATES:
                 found.setdefault((name, rate), []).append(tuned(world, name, rate, steps, seed=seed))
                 print(json.dumps({"seed": seed, "method": name, "rate": rate} | found[name, rate][-1]), flush=True)
-    pairings = {f"all at {rate:g}": dict.fromkeys(METHODS, rate) for rate in RATES} | {"each at its own": own}
+    pairings = {f"all at {rate:g}": dict.fromkeys(names, rate) for rate in RATES} | {"each at its own": own}
     results = {
-        "command": f"python tests/objectives/two_languages.py --seeds {args.seeds}",
+        "command": f"python tests/objectives/two_languages.py --seeds {args.seeds} --only {args.only}",
         "before": summary(before), "own_rates": own,
         "table": [{"method": name, "rate": rate} | summary(values) for (name, rate), values in found.items()],
         "full_tuning_loses_more_english": {
             called: {name: more_lost(before, found["full", rates["full"]], found[name, rates[name]])
-                     for name in METHODS if name != "full"}
+                     for name in names if name != "full"}
             for called, rates in pairings.items()},
         "seeds": [{"method": name, "rate": rate, "by_seed": values} for (name, rate), values in found.items()],
     }  # fmt: skip

@@ -168,6 +168,9 @@ def test_scores_of_a_model_are_in_the_order_asked_for():
         ({"rule": "best", "kappa": -1.0}, "config.selection.rule='best'.*config.selection.kappa is -1"),
         ({"layers": (0,)}, "config.selection.layers is given, but config.selection.rule is 'prefix_topk'"),
         ({"threshold": 1.5}, "config.selection.threshold is 1.5; it must be from 0 to 1"),
+        ({"rule": "explicit", "layers": (0,), "k": 3}, "selection.k is given, but config.selection.rule is 'explicit'"),
+        ({"kappa": 2.0}, "config.selection.kappa is given, but config.selection.rule is 'prefix_topk'"),
+        ({"rule": "topk", "seed": 1}, "config.selection.seed is given, but config.selection.rule is 'topk'"),
     ],
 )
 def test_settings_that_mean_nothing(settings, message):

@@ -103,7 +103,9 @@ def test_rules():
         ({"budget": 7, "min_layer": 2}, "6 may share"), ({"budget": 1.5}, "whole number"), ({"budget": 0}, "budget"),
         ({"order": "luck"}, "not one of"), ({"rule": "luck"}, "not one of"), ({"max_js": -1}, "negative"),
         ({"sensitivity": False}, "sensitivity=True"), ({"low_rank": True, "rank": 0}, "rank above 0"),
-        ({"min_layer": -2}, "min_layer"),
+        ({"min_layer": -2}, "min_layer"), ({"rank": 0, "delta_kv_heads": "kv"}, "delta_kv_heads='kv' needs"),
+        ({"sensitivity": False, "order": "js_matched", "batches": 2}, "batches=2 is for"),
+        ({"rule": "deepest", "max_js": 1.0}, "max_js=1.0 is for"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_followed(settings, said):

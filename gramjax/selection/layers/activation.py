@@ -68,8 +68,11 @@ class Config:
                 problems.append(f"config.selection.{name} is {getattr(self, name)}; it must be from 0 to 1")
         if self.kappa < 0:
             problems.append(f"config.selection.kappa is {self.kappa}; it must not be negative")
-        if self.layers and self.rule != "explicit":
-            problems.append(f"config.selection.layers is given, but config.selection.rule is {self.rule!r}")
+        counting = tuple(rule for rule in layer_rules.RULES if rule not in ("prefix_threshold", "explicit"))
+        for name, rules in (("layers", ("explicit",)), ("kappa", ("prefix_threshold",)), ("seed", ("random",)),
+                            ("k", counting)):  # fmt: skip
+            if getattr(self, name) != getattr(Config, name) and self.rule not in rules:
+                problems.append(f"config.selection.{name} is given, but config.selection.rule is {self.rule!r}")
         if problems:
             raise UserError("; ".join(problems))
 

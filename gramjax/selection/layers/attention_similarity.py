@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gramjax.core import attention_similarity as similar
-from gramjax.core import sharding, spec
+from gramjax.core import progress, sharding, spec
 from gramjax.core.checks import at_least_zero, one_of
 from gramjax.core.errors import UserError
 from gramjax.core.layer_selection import LayerScores
@@ -72,8 +72,15 @@ class Config:
             problems.append(f"config.selection.min_layer is {self.min_layer}; it must be -1 or a layer")
         if self.rule == "budget" and self.order.startswith("sensitivity") and not self.sensitivity:
             problems.append(f"config.selection.order={self.order} needs config.selection.sensitivity=True")
-        if self.low_rank and not self.rank:
-            problems.append("config.selection.low_rank needs config.selection.rank above 0")
+        if self.low_rank and not (self.rank and self.sensitivity):
+            problems.append("config.selection.low_rank needs config.selection.rank above 0, and sensitivity=True")
+        if not self.rank and self.delta_kv_heads != Config.delta_kv_heads:
+            given = f"config.selection.delta_kv_heads={self.delta_kv_heads!r}"
+            problems.append(f"{given} needs config.selection.rank above 0")
+        if not self.sensitivity and self.batches != Config.batches:
+            problems.append(f"config.selection.batches={self.batches} is for config.selection.sensitivity=True")
+        if self.rule == "deepest" and self.max_js != Config.max_js:
+            problems.append(f"config.selection.max_js={self.max_js} is for config.selection.rule=budget")
         if problems:
             raise UserError("; ".join(problems))
 
@@ -163,12 +170,14 @@ def sensitivities(model: Any, weights: Any, batches: Any, config: Config) -> tup
     if config.batches and config.batches < len(every):
         every = [every[i] for i in np.linspace(0, len(every) - 1, config.batches).round().astype(int)]
     rank = config.rank if config.low_rank else 0
-    section = LisaSection(tuple(range(1, arch.num_layers)), align="linear", rank=rank, delta_rope=False,
-                          delta_kv_heads=config.delta_kv_heads)  # fmt: skip
+    section = LisaSection(tuple(range(1, arch.num_layers)), align="linear", rank=rank)
+    if rank:
+        section = dataclasses.replace(section, delta_rope=False, delta_kv_heads=config.delta_kv_heads)
     fitted = calibration.calibrate(model, weights, every, section, together=False)
     base = nll(model, weights, every)
     out: dict[str, list[float]] = {"sensitivity_share": [], "sensitivity_calibrated": []}
     for layer in section.layers:
+        progress.stop_point("the sensitivity of a layer")
         own = dataclasses.replace(section, layers=(layer,))
         sharing = dataclasses.replace(model, config=dataclasses.replace(arch, lisa=own))
         score = jax.jit(functools.partial(_loss, sharing, layer))
