@@ -2,7 +2,7 @@
 
 Nothing heavy is imported before the verb is known, and the verbs are described from the first lines of their files.
 Exit codes: 0 fine, 1 a bug (with traceback), 2 the command or a setting is wrong, 3 the data is, 75 stopped on request
-after a checkpoint was written (run the same command again), 76 another try would fail in the same place, 77 stuck (the
+with what is done saved (run the same command again), 76 another try would fail in the same place, 77 stuck (the
 watchdog ended it; run the same command again), 130 interrupted.
 """
 
@@ -29,6 +29,11 @@ OF_THE_SYSTEM = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, err
                  errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE}
 """What a system says of a path that a person gave, or of a full disk: no bug, so it is one line that names the path. A
 file that is absent is not among them: a job that looks for one says itself what it is."""
+
+
+STOPPED = ("train", "evaluate", "score", "annotate", "select_layers", "run")
+"""Verbs that go on for hours under a scheduler: asked to stop before their work has begun they say that they are to be
+started again, as they do in it (`signals.served`)."""
 
 
 def verbs() -> list[str]:
@@ -114,7 +119,7 @@ def note(code: int) -> None:
 def run(argv: list[str] | None = None) -> None:
     """The console script: run a verb, print errors as one line, exit with the code."""
     words = sys.argv[1:] if argv is None else argv
-    if argv is None and words[:1] == ["train"]:  # the process is ours
+    if argv is None and words[:1] and words[0] in STOPPED:  # the process is ours
         signals.before_the_job()
     try:
         code = main(words)

@@ -5,22 +5,27 @@ a compilation or wait for a device for minutes, in which no Python handler runs.
 of SIGTERM by its own, which tells the other processes; `relay` puts ours before it.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from gramjax.core import progress
 from gramjax.core.errors import Preempted
 
 SERVED = (signal.SIGTERM, signal.SIGINT)
 END = b"\0"
 
-BEFORE = "{} before the job began: run the same command to start it"
+AT_ONCE = "{}: ended at once, nothing that it could go on from was begun: run the same command again"
+
+GOES_ON = "run the same command to go on"
+BEGINS_AGAIN = "it keeps nothing half done: run the same command to begin again"
 
 ONE = 1.0
 """Seconds within which signals are one request: Ctrl-C reaches a process from the terminal and from its launcher."""
@@ -33,7 +38,7 @@ def before_the_job() -> None:
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        end(BEFORE.format(signal.Signals(number).name), Preempted.exit_code)
+        end(AT_ONCE.format(signal.Signals(number).name), Preempted.exit_code)
 
     for number in SERVED:
         signal.signal(number, stop)
@@ -75,6 +80,9 @@ class Watch:
         os.close(self._reading)
         os.close(self._writing)
         self._thread = None
+        around = getattr(self._before[signal.SIGTERM], "__self__", None)
+        if self.asked and isinstance(around, Watch):  # of the job that this one was a step of: it must not go on
+            around.asked = True
 
     def begin(self, several: bool) -> None:
         """The job has begun: from now on the first request is noted, and served where the job can be stopped.
@@ -114,7 +122,7 @@ class Watch:
         self.asked = True
         name = signal.Signals(number).name
         if self.at_once:
-            end(BEFORE.format(name), Preempted.exit_code)
+            end(AT_ONCE.format(name), Preempted.exit_code)
         now = time.monotonic()
         if self._count > 1 and now - self._first < ONE:
             return
@@ -124,6 +132,35 @@ class Watch:
         print(f"gramjax: {name}: stops where it can go on from; once more ends it at once", file=sys.stderr, flush=True)
         if self._tell is not None:
             self._tell(signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def served(then: str = GOES_ON, several: bool = False) -> Iterator[None]:
+    """A request to stop ends the block at its next stop point (`progress.stop_point`): Preempted, exit code 75.
+
+    For every job that makes its output piece by piece; what it has written is whole because its files are closed by
+    the context managers within. `then` says what the same command does next; `several`: of several processes, which
+    all stop at the same point.
+    """
+    with Watch() as watch:
+        watch.begin(several)
+        asked: Callable[[], bool] = lambda: watch.asked  # noqa: E731
+        if several:
+            from gramjax.core import processes  # with JAX, which a job of one process imports later
+
+            asked = processes.stopping(asked)
+        with progress.heard_by(progress.Listener(may_stop=stopper(asked, then))):
+            yield
+
+
+def stopper(asked: Callable[[], bool], then: str = GOES_ON) -> Callable[[str], None]:
+    """What is called where the job may be broken off (`progress.stop_point`): raises Preempted when it is asked to."""
+
+    def may_stop(what: str) -> None:
+        if asked():
+            raise Preempted(f"stopped on request in {what}: {then}")
+
+    return may_stop
 
 
 def end(text: str, code: int) -> None:

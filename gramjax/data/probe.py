@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from gramjax.core import sharding
+from gramjax.core import progress, sharding
 from gramjax.core.config import ProbeSection
 from gramjax.core.errors import DataError, UserError
 from gramjax.data import buckets, languages
@@ -56,6 +56,7 @@ class Probe:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self.host_batches():
+            progress.stop_point("a batch of texts")
             yield sharding.place(batch, self.mesh)
 
     def host_batches(self) -> Iterator[dict[str, np.ndarray]]:

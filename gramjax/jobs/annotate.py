@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gramjax.checkpoint.lock import RunLock
 from gramjax.core import config as configs
-from gramjax.core import flags, folder, plugins, runtime
+from gramjax.core import flags, folder, plugins, runtime, signals
 from gramjax.core.errors import UserError
 from gramjax.core.row_log import ROWS, SUMMARY, RowLog, whole_lines
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     with RunLock(workdir):
         folder.prepare(workdir, config, arguments.overrides, config.resume, config.overwrite)
         found = readers.read(config.data.path, section, plugin.ROW_TYPES)
-        with RowLog(workdir, jax.process_index() == 0) as log:
+        with signals.served(), RowLog(workdir, jax.process_index() == 0) as log:
             log.check_known((row["id"] for row in found.rows), config.data.path)
             with vectors.VectorLog(workdir, len(log.written), jax.process_index() == 0) as kept:
                 annotate(plugin, own, config, found.rows, log, kept)

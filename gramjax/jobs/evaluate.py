@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from gramjax.core import config as configs
-from gramjax.core import ensembles, flags, folder, judgements, leaderboards, processes, runtime, spec
+from gramjax.core import ensembles, flags, folder, judgements, leaderboards, processes, runtime, signals, spec
 from gramjax.core.errors import GramjaxError, UserError
 from gramjax.data import readers
 from gramjax.training import evaluation, exports, inheritance, rationales, scoring, setup
@@ -55,10 +55,14 @@ def main(argv: list[str]) -> int:
     processes.agree_on_code()
     processes.agree("config", folder.as_dict(config), folder.differences)
     processes.by_the_first(lambda: describe(config, arguments.overrides, workdir))
+    served = signals.served(signals.BEGINS_AGAIN, jax.process_count() > 1)
     if config.get("ensemble", {}).get("members"):
-        judge_together(config, arguments.overrides, workdir)
+        with served:
+            judge_together(config, arguments.overrides, workdir)
         return 0
-    for name, results in judge(config, arguments.overrides, workdir / "eval").items():
+    with served:
+        results_of = judge(config, arguments.overrides, workdir / "eval")
+    for name, results in results_of.items():
         show(name, results, workdir)
         export(config, name, workdir)
     return 0

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
-from gramjax.core import checks, flags, folder, runtime, writer
+from gramjax.core import checks, flags, folder, runtime, signals, writer
 from gramjax.core import config as configs
 from gramjax.core.errors import DataError, UserError
 
@@ -248,7 +248,7 @@ def answer_rows(own: Mapping[str, str], config: Any, sampling: "Sampling") -> in
     section = setup.data_section(config)
     found = readers.read(own["input"], section, samplers.ROW_TYPES)
     output = Path(own["output"])
-    with open_output(output, own["input"]) as file:
+    with open_output(output, own["input"]) as file, signals.served():
         done = resume(file, output, config, own["input"], found.rows)
         sampler = open_sampler(config, sampling)
         longest = sampler.settings.max_length or sampler.model.config.max_position_embeddings

@@ -8,7 +8,7 @@ from typing import Any
 
 from gramjax.checkpoint import best
 from gramjax.checkpoint.lock import RunLock
-from gramjax.core import checks, flags, folder, plugins, runtime
+from gramjax.core import checks, flags, folder, plugins, progress, runtime, signals
 from gramjax.core.errors import DataError, GramjaxError, UserError
 from gramjax.core.recipe import Step
 from gramjax.core.row_log import ROWS, SUMMARY
@@ -37,11 +37,12 @@ def main(argv: list[str]) -> int:
         return 0
     if arguments.devices:
         runtime.start(expected=arguments.devices, alone="run")
-    with RunLock(workdir):
+    with RunLock(workdir), signals.served():
         folder.prepare(workdir, config, arguments.overrides, config.resume, config.overwrite)
         for step in steps:
             if finished(step, workdir):
                 continue
+            progress.stop_point(f"the beginning of step {step.name}")
             print(f"== {step.name} ({steps.index(step) + 1} of {len(steps)})  {command(step, workdir)}", flush=True)
             if code := take(step, workdir):
                 return code

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gramjax.checkpoint.lock import RunLock
 from gramjax.core import config as configs
-from gramjax.core import flags, folder, runtime
+from gramjax.core import flags, folder, runtime, signals
 from gramjax.core.errors import DataError, UserError
 from gramjax.core.row_log import RowLog
 from gramjax.data import readers, rows
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
         if left:
             model = scoring.open_reward_model(config, *scoring.settings_of(section))
             check_kind(model.kind, left, found.type, known)
-            with log:
+            with signals.served(), log:
                 score(model, left, found.type, known, log, section.chunk)
         if jax.process_index() == 0:
             print(log.finish(len(found.rows), found.dropped))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gramjax.checkpoint.lock import RunLock
 from gramjax.core import config as configs
-from gramjax.core import flags, folder, layer_selection, plugins, runtime
+from gramjax.core import flags, folder, layer_selection, plugins, runtime, signals
 from gramjax.core.errors import UserError
 
 if TYPE_CHECKING:  # JAX and NumPy are imported by the functions that need them: the help answers at once
@@ -47,7 +47,8 @@ def main(argv: list[str]) -> int:
         from gramjax.training import setup
 
         weights = jax.jit(network.model.pack)(setup.load_for_use(network, config.seed))
-        found = plugin.layer_scores(network.model, weights, probe, own)
+        with signals.served(signals.BEGINS_AGAIN):
+            found = plugin.layer_scores(network.model, weights, probe, own)
         if jax.process_index() == 0:
             write(workdir, summary(config, network, probe, found), found.tables, plugin.PLOT)
             say(found, workdir)

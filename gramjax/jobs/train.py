@@ -14,7 +14,7 @@ from gramjax.checkpoint import best as bests
 from gramjax.checkpoint import state as checkpoints
 from gramjax.core import config as configs
 from gramjax.core import flags, folder, goodput, processes, progress, runtime, signals, spec, tree, tries, watchdog
-from gramjax.core.errors import Preempted, UserError
+from gramjax.core.errors import UserError
 from gramjax.core.phases import phases
 from gramjax.core.safety import SafetySection
 from gramjax.core.sharding import share_of_rows
@@ -67,7 +67,7 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str, sto
     started = time.perf_counter()
     with contextlib.ExitStack() as held:
         dog = held.enter_context(watchdog.Watchdog(safety.watchdog_seconds, safety.watchdog_factor))
-        held.enter_context(progress.heard_by(progress.Listener(dog.begins, stopper(stop))))
+        held.enter_context(progress.heard_by(progress.Listener(dog.begins, signals.stopper(stop))))
         clock = goodput.Clock()
         held.enter_context(progress.heard_by(progress.Listener(clock.begins)))
         processes.agree_on_code()
@@ -170,16 +170,6 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str, sto
                 writer.say(f"best checkpoint  {workdir}{bests.SUFFIX}: step {found}, {best.said(found)}")
             progress.begins("the end of the last checkpoint", slow=True)
         finish(workdir, run)
-
-
-def stopper(stop: Callable[[], bool]) -> Callable[[str], None]:
-    """What is called where the job may be broken off (`progress.stop_point`)."""
-
-    def may_stop(what: str) -> None:
-        if stop():
-            raise Preempted(f"stopped on request in {what}: run the same command to go on")
-
-    return may_stop
 
 
 def evaluates(plan: loop.Plan, step: int) -> bool:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gramjax.core import attention_similarity as similar
-from gramjax.core import sharding
+from gramjax.core import progress, sharding
 from gramjax.core.config import DataSection
 from gramjax.core.errors import DataError, UserError
 from gramjax.data import buckets, readers, tokenizer
@@ -95,6 +95,7 @@ def calibrate(
     mixing, pairs, left = {}, {}, {}
     of_all = None if together else total("all", 0)
     for layer in section.layers:
+        progress.stop_point("the fit of a layer")
         own = total("heads", layer) if together else jax.tree.map(lambda leaf: leaf[layer], of_all)  # noqa: B023
         if has_map(section):
             mixing[layer] = similar.head_map(own, ridge)

@@ -1,6 +1,7 @@
 """A run of one process, asked to stop wherever it is: the same command goes on, and ends as an undisturbed run."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ from gramjax import cli
 from gramjax.checkpoint import best, state
 from gramjax.checkpoint.source import open_source
 from gramjax.core import tree
+from gramjax.core.errors import Preempted
 from gramjax.core.writer import read_metrics
 from gramjax.models import decoder
+from gramjax.scoring import reading
 
 FAULTY = Path(__file__).parent / "faulty.py"
 SETTINGS = [
@@ -84,6 +87,21 @@ def test_a_kill_after_the_last_evaluation_doubles_no_line(undisturbed, tmp_path)
     (undisturbed / "DONE").unlink()  # as if it had been killed while it wrote its report
     assert cli.main(["train", *SETTINGS, f"--workdir={undisturbed}"]) == 0
     assert entries(undisturbed) == before and (undisturbed / "DONE").exists()
+
+
+def test_an_evaluation_asked_to_stop_leaves_no_results(undisturbed, tmp_path, monkeypatch):
+    """F5: `gramjax evaluate` keeps nothing half done; asked at its first batch, it stops there."""
+    batches = reading._batches
+
+    def asked_to_stop(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return batches(*args)
+
+    monkeypatch.setattr(reading, "_batches", asked_to_stop)
+    with pytest.raises(Preempted, match="in a batch of scoring: it keeps nothing half done"):
+        cli.main(["evaluate", "--config=evaluate", f"--config.model.path={undisturbed}@best",
+                  "--config.data.path=recipe:word_translation:valid:40", f"--workdir={tmp_path}"])  # fmt: skip
+    assert not (tmp_path / "eval").exists()
 
 
 def test_a_stuck_process_ends_with_its_stacks(tmp_path):

@@ -1,12 +1,16 @@
 """The annotate job: files of rows that go on after a kill, refusals in one line, nothing lost without a reason."""
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
 
 from gramjax import cli
+from gramjax.core import row_log
 from gramjax.data.recipes import permutation_world as world
+from gramjax.generation import proving
 
 SHORT = ("--config.annotator.proving.sampling.max_tokens=32", "--config.annotator.proving.sampling.n=2",
          f"--config.annotator.proving.instruction={world.PROVER_PROMPT}", "--config.data.max_length=48",
@@ -70,7 +74,9 @@ def test_every_row_comes_out_or_has_a_reason(done, pairs):
 
 
 @pytest.mark.parametrize("lines", [0, 4])
-def test_after_a_kill_the_files_are_those_of_an_uninterrupted_run(done, annotate, tmp_path, capsys, lines):
+def test_after_a_kill_the_files_are_those_of_an_uninterrupted_run(
+    done, annotate, tmp_path, capsys, monkeypatch, lines
+):
     """The kill came in the middle of a line, in the second case of both files; other slots draw the same."""
     folder = tmp_path / "run"
     shutil.copytree(done, folder)
@@ -80,6 +86,21 @@ def test_after_a_kill_the_files_are_those_of_an_uninterrupted_run(done, annotate
     (folder / "rows.jsonl").write_bytes(b"".join(whole[:lines]) + whole[lines][:30])
     (folder / "refused.jsonl").write_bytes((done / "refused.jsonl").read_bytes()[: -10 if lines else 0])
     there = lines + len((folder / "refused.jsonl").read_bytes().splitlines()) - bool(lines)
+    if lines:  # F5: then a request to stop, after two rows more
+        add, once = row_log.RowLog.add, [signal.SIGTERM]
+
+        def asked_to_stop(self, row):
+            add(self, row)
+            if once:  # a second one would end this very process
+                os.kill(os.getpid(), once.pop())
+
+        with monkeypatch.context() as patch:
+            patch.setattr(proving, "PAIRS_AT_ONCE", 2)
+            patch.setattr(row_log.RowLog, "add", asked_to_stop)
+            assert annotate(folder, "--config.generation.slots=3") == 75
+        assert "stopped on request in a round of the sampler: run the same" in capsys.readouterr().err
+        there = sum(len(rows(folder / name)) for name in ("rows.jsonl", "refused.jsonl"))
+        assert lines < len(rows(folder / "rows.jsonl")) < len(whole) and not (folder / "run.lock").exists()
     assert annotate(folder, "--config.generation.slots=3") == 0
     said = capsys.readouterr().err
     assert (f"{there} of 12 rows are there already" in said) == bool(lines)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -198,7 +199,7 @@ def test_rows_come_out_in_order_with_their_columns(straight, generate, capsys):
     assert alone["token_ids"] != found[5]["token_ids"] and set(alone) < set(found[5])
 
 
-def test_kill_and_resume(straight, model, generate, tmp_path, capsys):
+def test_kill_and_resume(straight, model, generate, tmp_path, capsys, monkeypatch):
     """SIGKILL in the middle, the last line half: the same command goes on, and the file is that of a straight run."""
     source, output = straight[0], tmp_path / "out.jsonl"
     words = (f"--input={source}", f"--output={output}", *DRAWN)
@@ -216,6 +217,18 @@ def test_kill_and_resume(straight, model, generate, tmp_path, capsys):
     before = output.read_bytes()
     assert generate(*words, "--config.sampling.temperature=0.5") == 2
     assert "config.sampling.temperature=1.0, now 0.5" in capsys.readouterr().err and output.read_bytes() == before
+    real, once = job.append, [signal.SIGTERM]
+
+    def asked_to_stop(file, path, line):
+        real(file, path, line)
+        if once:  # a second one would end this very process
+            os.kill(os.getpid(), once.pop())
+
+    with monkeypatch.context() as patch:  # F5: after a kill a request to stop, which costs no answer that is done
+        patch.setattr(job, "append", asked_to_stop)
+        assert generate(*words) == 75
+    assert "stopped on request in a round of the sampler: run the same" in capsys.readouterr().err
+    assert before.count(b"\n") < output.read_bytes().count(b"\n") < 60
     assert generate(*words) == 0
     assert_same(read(output), read(straight[1]))
     printed = capsys.readouterr()

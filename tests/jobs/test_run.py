@@ -1,8 +1,10 @@
 """The run job: steps in order, done ones once, a kill anywhere, errors that name the step, one recipe end to end."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from gramjax import cli
 from gramjax.checkpoint import state as checkpoints
 from gramjax.core import config as configs
+from gramjax.core import row_log
 from gramjax.core.recipe import Step
 from gramjax.jobs import select_data
 from gramjax.plots import rounds as plots
@@ -110,6 +113,23 @@ def test_a_kill_costs_the_step_that_ran_and_no_other(short, tmp_path, capsys, mo
     for name in ("00-half", "01-quarter"):
         whole, cut = (tmp_path / folder / "steps" / name / "rows.jsonl" for folder in ("whole", "cut"))
         assert whole.read_bytes() == cut.read_bytes()
+
+
+def test_a_request_to_stop_ends_it_before_the_next_step(short, tmp_path, capsys, monkeypatch):
+    """F5: SIGTERM in a step that cannot be broken off: it is done, and the next one is not begun."""
+    real = select_data.main
+
+    def asked_to_stop(argv):  # called once: the other step is not begun
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(argv)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(select_data, "main", asked_to_stop)
+        assert short(tmp_path) == 75
+    said = capsys.readouterr()
+    assert taken(said.out) == ["00-half"] and "in the beginning of step 01-quarter: run the same" in said.err
+    assert short(tmp_path) == 0
+    assert taken(capsys.readouterr().out) == ["01-quarter"]
 
 
 def test_a_step_that_leaves_no_row_is_one_error_that_names_its_file(short, tmp_path, capsys, monkeypatch):
@@ -275,11 +295,22 @@ def test_after_a_kill_in_the_proofs_everything_is_as_it_was(whole, capsys, monke
     (proofs / "rows.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]) + lines[-1][:20])
     for name in ("summary.json", "DONE"):
         (proofs / name).unlink()
-    capsys.readouterr()
-    assert run(f"--config={TINY}", f"--workdir={whole}") == 0
+    add, once = row_log.RowLog.add, [signal.SIGTERM]
+
+    def asked_to_stop(self, row):
+        add(self, row)
+        if once:  # a second one would end this very process
+            os.kill(os.getpid(), once.pop())
+
+    with monkeypatch.context() as patch:  # F5: asked to stop with nothing left to do in the step
+        patch.setattr(row_log.RowLog, "add", asked_to_stop)
+        assert run(f"--config={TINY}", f"--workdir={whole}") == 75
     said = capsys.readouterr()
-    assert [name[3:] for name in taken(said.out)] == ["R1-proofs", "R1-rules", "R1"]
+    assert [name[3:] for name in taken(said.out)] == ["R1-proofs"]
+    assert "stopped on request in the beginning of step" in said.err
     assert f"{len(lines) // 2} of " in said.err and "rows are there already" in said.err
+    assert run(f"--config={TINY}", f"--workdir={whole}") == 0
+    assert [name[3:] for name in taken(capsys.readouterr().out)] == ["R1-rules", "R1"]
     fields = ("id", "label", "rationale", "gold")
     now = [[row.get(f) for f in fields] for row in rows(step_folder(whole, "R1-rules") / "rows.jsonl")]
     assert now == [[json.loads(line).get(f) for f in fields] for line in before["rules"].splitlines()]

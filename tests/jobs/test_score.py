@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -125,21 +127,31 @@ def test_after_a_kill_the_files_are_those_of_an_uninterrupted_run(done, score, f
     assert (folder / "DONE").exists() and json.loads((folder / "summary.json").read_text())["written"] == 18
 
 
-def test_a_kill_loses_one_chunk_at_most(score, files, tmp_path, monkeypatch):
-    """What stands in the file when the process dies while the third chunk is scored."""
+def test_a_request_to_stop_ends_at_the_next_batch_and_the_same_command_goes_on(
+    done, score, files, tmp_path, monkeypatch, capsys
+):
+    """F5: SIGTERM while the third chunk is scored: what was scored before it stands there, and is not scored again."""
     from gramjax.scoring.reward_model import RewardModel
 
-    read, calls = RewardModel.read, []
+    read, calls, folder = RewardModel.read, [], tmp_path / "run"
 
-    def dies(self, asked):
+    def asked_to_stop(self, asked):
         calls.append(len(asked))
         if len(calls) == 3:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
         return read(self, asked)
 
-    monkeypatch.setattr(RewardModel, "read", dies)
-    assert score("scalar", files["single"], tmp_path / "run", "--config.score.chunk=5") == 130
-    assert calls == [5, 5, 5] and len(rows(tmp_path / "run" / "rows.jsonl")) == 10
+    monkeypatch.setattr(RewardModel, "read", asked_to_stop)
+    before = signal.getsignal(signal.SIGTERM)
+    assert score("scalar", files["single"], folder, "--config.score.chunk=5") == 75
+    assert "stopped on request in a batch of scoring: run the same command to go on" in capsys.readouterr().err
+    assert calls == [5, 5, 5] and len(rows(folder / "rows.jsonl")) == 10, "a kill loses no more either"
+    assert not (folder / "run.lock").exists() and signal.getsignal(signal.SIGTERM) is before
+    assert score("scalar", files["single"], folder, "--config.score.chunk=5") == 0
+    assert calls[3:] == [5, 3]
+    found, wanted = rows(folder / "rows.jsonl"), rows(done / "rows.jsonl")
+    assert [row["id"] for row in found] == [row["id"] for row in wanted]
+    assert [row["score"] for row in found] == pytest.approx([row["score"] for row in wanted], abs=1e-5)
 
 
 def test_a_finished_file_is_not_scored_again(done, score, files, monkeypatch):

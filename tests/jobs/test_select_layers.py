@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 
 import jax
 import numpy as np
@@ -10,8 +12,9 @@ import pytest
 from gramjax import cli
 from gramjax.checkpoint import source
 from gramjax.core import flags, spec, tree
-from gramjax.core.errors import UserError
+from gramjax.core.errors import Preempted, UserError
 from gramjax.models import decoder
+from gramjax.selection.layers import activation
 
 
 def flat(path) -> dict:
@@ -38,8 +41,17 @@ def select(stories, data_dir, workdir, *more):
     ])  # fmt: skip
 
 
-def test_from_questions_to_a_training_of_the_chosen_layers(stories, data_dir, tmp_path, capsys):
+def asked_to_stop(model, weights, batches, config):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return list(batches)
+
+
+def test_from_questions_to_a_training_of_the_chosen_layers(stories, data_dir, tmp_path, capsys, monkeypatch):
     layers = tmp_path / "layers"
+    with monkeypatch.context() as patch, pytest.raises(Preempted, match="in a batch of texts: it keeps nothing half"):
+        patch.setattr(activation, "layer_scores", asked_to_stop)  # F5
+        select(stories, data_dir, layers)
+    assert not (layers / "run.lock").exists()
     assert select(stories, data_dir, layers) == 0
     said = capsys.readouterr()
     found = json.loads((layers / "layers.json").read_text("utf-8"))
