@@ -6,6 +6,7 @@ seed, so the same question has the same answer, alone or under load.
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -151,14 +152,13 @@ class WrittenService(Served):
 
     def warm_up(self) -> int:
         """Compile most of what judgements need, with the shortest and the longest pair; how many programs there are."""
-        brief = dataclasses.replace(self.judging, overlong="shorten_responses", sampling=dataclasses.replace(
-            self.judging.sampling, max_tokens=min(self.judging.sampling.max_tokens, 1)))  # fmt: skip
-        for count in (1, self.max_length):
+        most = min(self.judging.sampling.max_tokens, self.sampler.settings.steps_per_call + 1)
+        sampling = dataclasses.replace(self.judging.sampling, max_tokens=most)
+        brief = dataclasses.replace(self.judging, overlong="shorten_responses", sampling=sampling)
+        for count in (1, self.max_length // 4, self.max_length):
             for one in self.batcher.submit([("a", "a " * count, "b " * count)], brief):
-                try:
+                with contextlib.suppress(Refused):  # it does not fit beside the instruction; real ones will say so
                     one.result()
-                except Refused:  # a question that does not fit beside the instruction; real ones will say so
-                    pass
         return self.programs
 
     async def score(self, items: Sequence[Item], most: int = 0) -> Scored:

@@ -61,13 +61,16 @@ def test_a_pair_has_the_judgements_that_were_drawn_and_a_rationale(client, serve
     assert (same["p_a"], same["verdict"], same["judge_calls"]) == (0.5, "tie", 0)
 
 
-def test_under_load_everybody_has_the_answer_that_he_has_alone(client):
+def test_under_load_everybody_has_the_answer_that_he_has_alone(client, served):
+    """And nothing is compiled that the first pairs and the warm-up did not need."""
+    before = served[1].warm_up()
     asked = [(row["prompt"], row["responses"]) for row in PAIRS]
     alone = [compared(client, *one)["p_a"] for one in asked]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda n: compared(client, *asked[n % 4])["p_a"], range(24)))
     assert found == pytest.approx([alone[n % 4] for n in range(24)], abs=1e-6)
-    assert client.get("/health").json()["waiting"] == 0
+    health = client.get("/health").json()
+    assert health["waiting"] == 0 and health["programs"] == before
 
 
 def test_lists_references_and_what_is_refused(client):
