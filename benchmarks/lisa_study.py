@@ -11,7 +11,8 @@ is stories260K with its own samples under GRAMJAX_DATA (500 to train on, 100 hel
 (the deepest ones, or those that `gramjax select_layers` measures as the least sensitive) a plain verb each: `gramjax
 convert --to=lisa`, `gramjax train --config=sft` of the new leaves alone, `gramjax evaluate --config=evaluate_lm`. A
 seed is that of the new leaves and of the order of the rows. Numbers: held-out perplexity, next-token accuracy, share of
-trained parameters, bytes of cache. A run that is done is read, not repeated.
+trained parameters, bytes of cache, and beside the original the divergence of its next token (KL, nats) and how often
+both find the same one the likeliest. A run that is done is read, not repeated.
 """
 
 import argparse
@@ -25,10 +26,16 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import measure
 
 from gramjax import cli
-from gramjax.models import lisa
+from gramjax.checkpoint import source as weight_source
+from gramjax.data import tokenizer
+from gramjax.models import decoder, heads, lisa
+from gramjax.models.model import Model
+from gramjax.scoring import calibration
 
 SCORES = "layers"
 """Folder of `gramjax select_layers`, beside those of the variants."""
@@ -113,6 +120,31 @@ def judged(model: Path, about: Subject, folder: Path) -> dict[str, float]:
     return {name: found[name] for name in ("perplexity", "nll", "accuracy")}
 
 
+def opened(path: Path) -> tuple[Model, Any]:
+    """A model and its weights in use."""
+    source = weight_source.open_source(str(path))
+    handle = Model(decoder, source.config)
+    return handle, jax.jit(handle.pack)(source.load(decoder.specs(source.config), source.config).params)
+
+
+def beside(path: Path, about: Subject) -> dict[str, float]:
+    """The next tokens of a model against those of the original, on held-out text."""
+    where = about.tokenizer or weight_source.open_source(str(about.model)).tokenizer_folder
+    rows = calibration.read(str(about.rows / "valid.jsonl"), 64, tokenizer.load(where), about.length)
+    both = [opened(about.model), opened(path)]
+
+    @jax.jit
+    def compare(weights: Any, batch: Any) -> Any:
+        logits = [heads.logits(own, handle.forward(own, batch).hidden) for (handle, _), own in zip(both, weights)]
+        was, now = (jax.nn.log_softmax(x) for x in logits)
+        kl, same = jnp.sum(jnp.exp(was) * (was - now), -1), jnp.argmax(was, -1) == jnp.argmax(now, -1)
+        return [jnp.sum(jnp.where(batch["counted"], x, 0)) for x in (kl, same, jnp.ones_like(kl))]
+
+    found = [compare([weights for _, weights in both], batch) for batch in rows]
+    kl, same, tokens = (float(sum(part)) for part in zip(*found))
+    return {"kl": kl / tokens, "agreement": same / tokens}
+
+
 def scores(about: Subject, folder: Path) -> dict[str, list[float]]:
     """Of every layer, by `gramjax select_layers` on the text that is trained on: divergences and sensitivities."""
     if not (folder / "layers.json").exists():
@@ -190,12 +222,12 @@ def run(about: Subject, folder: Path, seeds: int, names: list[str]) -> list[dict
                 model = place / "converted"
                 if variant.trained:
                     model = trained(model, about, seed, place / "run")
-                found.append({**facts, **judged(model, about, place / "judged")})
+                found.append({**facts, **judged(model, about, place / "judged"), **beside(model, about)})
             row = {"variant": name, "shared": count, "seeds": len(found), "layers": found[0].pop("layers")}
             for key in found[0]:
                 values = [entry[key] for entry in found]
                 row[key] = round(statistics.mean(values), 4)
-                if len(values) > 1 and key in ("perplexity", "accuracy"):
+                if len(values) > 1 and key in ("perplexity", "accuracy", "kl"):
                     row[f"{key}_sd"] = round(statistics.stdev(values), 4)
             table.append(row)
             show(row)
