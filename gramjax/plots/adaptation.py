@@ -1,4 +1,4 @@
-"""The curve of task adaptation: accuracy by number of labels, one line per start. Made from `rounds.json` alone."""
+"""The curves of task adaptation: accuracy and margin by number of labels, one line per start. From `rounds.json`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -57,7 +57,7 @@ def draw_all(state: Mapping[str, Any] | None, folder: Path) -> list[Drawn]:
     found = curves(state)
     if not found:
         return []
-    names = ("budget", "accuracy", "accuracy_sd", "low", "high", "num_pairs", "swap_consistency")
+    names = ("budget", "accuracy", "accuracy_sd", "low", "high", "num_pairs", "swap_consistency", "margin")
     rows = [{"start": c["name"]} | {name: point.get(name) for name in names} for c in found for point in c["points"]]
     numbers = style.write_table(folder / "adaptation.csv", rows)
     picture = style.figure(_draw, folder / "adaptation.png", (7.2, 4.4), found)
@@ -65,13 +65,43 @@ def draw_all(state: Mapping[str, Any] | None, folder: Path) -> list[Drawn]:
         "Accuracy on held-out pairs of the task after tuning on N labels of it, mean over the seeds. Whiskers: 95 % "
         "interval of the held-out pairs (the same for all); small dots: seeds; dashed: chance."
     )
-    return [Drawn("adaptation", "How many labels does the task need?", caption, picture, numbers)]
+    out = [Drawn("adaptation", "How many labels does the task need?", caption, picture, numbers)]
+    if any(row["margin"] is not None for row in rows):
+        drawn = style.figure(_draw_margins, folder / "adaptation_margin.png", (7.2, 3.8), found)
+        caption = (
+            "Mean margin by which the right answer of a held-out pair is preferred: the logit of a judge, the "
+            "difference of two rewards of a scalar model. 0: undecided. Small dots: seeds."
+        )
+        out.append(Drawn("adaptation_margin", "How sure does it become?", caption, drawn, numbers))
+    return out
+
+
+def _places(found: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """Where each budget stands on the logarithmic axis."""
+    budgets = sorted({point["budget"] for curve in found for point in curve["points"]})
+    unit = min((budget for budget in budgets if budget), default=1)
+    return {budget: math.log1p(budget / unit) for budget in budgets}
+
+
+def _draw_margins(axis: Any, found: Sequence[Mapping[str, Any]]) -> None:
+    place = _places(found)
+    for number, curve in enumerate(found):
+        colour = COLOURS[number % len(COLOURS)]
+        points = [point for point in curve["points"] if point.get("margin") is not None]
+        axis.plot([place[p["budget"]] for p in points], [p["margin"] for p in points], color=colour, marker="o",
+                  label=curve["name"], zorder=3)  # fmt: skip
+        seeds = [(place[p["budget"]], run["margin"]) for p in points for run in p["runs"] if len(p["runs"]) > 1]
+        axis.scatter(*zip(*seeds), s=9, color=colour, alpha=0.6, linewidths=0) if seeds else None
+    axis.axhline(0.0, color=style.MUTED, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
+    axis.set_xticks(list(place.values()), [f"{budget:,}" for budget in place])
+    axis.set_xlabel("Labelled pairs of the task (logarithmic)")
+    axis.set_ylabel("Mean margin on held-out pairs")
+    axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.995), ncols=4)
 
 
 def _draw(axis: Any, found: Sequence[Mapping[str, Any]]) -> None:
-    budgets = sorted({point["budget"] for curve in found for point in curve["points"]})
-    unit = min((budget for budget in budgets if budget), default=1)
-    place = {budget: math.log1p(budget / unit) for budget in budgets}
+    place = _places(found)
+    budgets = list(place)
     step = (place[budgets[-1]] - place[budgets[0]] or 1.0) * 0.012
     for number, curve in enumerate(found):
         colour, shift = COLOURS[number % len(COLOURS)], (number - (len(found) - 1) / 2) * step

@@ -181,6 +181,10 @@ def _judged(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8")) if done else {}
 
 
+KEPT = ("accuracy", "num_pairs", "swap_consistency", "ece", "margin")
+"""What is kept of an evaluation; `margin` is the mean logit (or difference of rewards) for the right answer."""
+
+
 def _point(budget: int, seeds: Sequence[int | None], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One budget: the mean over the seeds. All seeds judge the same pairs, so the interval is that of one of them."""
     accuracies = [found["accuracy"] for found in results]
@@ -194,12 +198,13 @@ def _point(budget: int, seeds: Sequence[int | None], results: Sequence[dict[str,
         "high": high,
         "num_pairs": pairs,
         "runs": [
-            {"seed": seed, **{key: found.get(key) for key in ("accuracy", "num_pairs", "swap_consistency", "ece")}}
-            for seed, found in zip(seeds, results, strict=True)
+            {"seed": seed, **{key: found.get(key) for key in KEPT}} for seed, found in zip(seeds, results, strict=True)
         ],
     }
-    consistent = [found["swap_consistency"] for found in results if found.get("swap_consistency") is not None]
-    return out | ({"swap_consistency": plain_statistics.fmean(consistent)} if consistent else {})
+    for name in ("swap_consistency", "margin"):
+        if known := [found[name] for found in results if found.get(name) is not None]:
+            out[name] = plain_statistics.fmean(known)
+    return out
 
 
 def _right(folders: Sequence[Path]) -> dict[str, float]:

@@ -134,6 +134,7 @@ def leave(folder, right, of=10):
     rows = [{"id": str(i), "correct": i in right} for i in range(of)]
     (folder / "eval" / "preference.rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     results = {"accuracy": len(right) / of, "num_pairs": of, "swap_consistency": 0.5, "ece": 0.1}
+    results["margin"] = len(right) - 5.0
     (folder / "eval" / "preference.json").write_text(json.dumps(results))
 
 
@@ -152,6 +153,7 @@ def test_means_intervals_and_differences_of_what_is_there(tmp_path):
     assert [point["accuracy"] for point in base["points"]] == pytest.approx([0.5, 0.5, 0.8])
     assert [point["accuracy"] for point in gram["points"]] == pytest.approx([0.6, 0.7, 0.9])
     assert [[run["seed"] for run in point["runs"]] for point in gram["points"]] == [[None], [5, 7], [5]]
+    assert [point["margin"] for point in base["points"]] == [0, 0, 3] and gram["points"][1]["runs"][1]["margin"] == 1
     assert base["points"][1]["accuracy_sd"] == pytest.approx(math.sqrt(0.02)), "0.6 and 0.4"
     assert gram["points"][1]["low"] == pytest.approx(statistics.wilson(7, 10)[0]), "ten pairs, not twenty"
     assert gram["points"][1]["minus_first"]["mean"] == pytest.approx(0.2)
@@ -192,7 +194,7 @@ def test_a_tiny_curve_from_end_to_end(tmp_path, capsys):
     page = (folder / "report.html").read_text()
     assert "Adaptation" in page and "Area under the curve" in page
     if importlib.util.find_spec("matplotlib"):
-        assert (folder / "plots" / "adaptation.png").exists() and (folder / "plots" / "adaptation.csv").exists()
+        assert all((folder / "plots" / f"adaptation{end}").exists() for end in (".png", "_margin.png", ".csv"))
 
     trained = folder / "steps" / taken[-1]
     settings = (f"--workdir={tmp_path / 'second'}", f"--config.recipe.starts=('tuned:{trained}',)",
