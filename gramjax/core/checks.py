@@ -136,7 +136,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "safety.on_bad_step": ("skip", "stop"),
     "select.rule": ("", "measured", "lower", "upper", "random"),
     "probe.positions": ("prompt", "last", "completion", "all"),
-    "ensemble.combination": ("mean", "worst", "uncertainty"),
+    "ensemble.combination": ("mean", "worst", "uncertainty", "deviation"),
     **{f"{job}.{name}": words for job in ("score", "serve") for name, words in (
         ("method", ("auto", "judge", "score", "implicit")), ("agg", ("prob", "logit")),
         ("label_space", ("candidates", "full")),

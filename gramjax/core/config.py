@@ -255,9 +255,10 @@ class EnsembleSection:
     members: tuple[str, ...] = ()
     """Runs or Hugging Face folders that judge beside config.model.path; empty: it judges alone."""
     combination: str = "mean"
-    """`mean`, `worst` (smallest reward) or `uncertainty` (mean less the penalty times the variance of the members)."""
+    """`mean`, `worst` (smallest reward), `uncertainty` (mean less the penalty times the variance of the members) or
+    `deviation` (less the penalty times their standard deviation)."""
     penalty: float = 0.5
-    """Of the combination `uncertainty`."""
+    """Of the combinations `uncertainty` and `deviation`."""
 
 
 @dataclasses.dataclass(frozen=True)

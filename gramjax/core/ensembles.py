@@ -12,7 +12,7 @@ import numpy as np
 from gramjax.core import judgements, statistics
 from gramjax.core.errors import DataError, UserError
 
-COMBINATIONS = ("mean", "worst", "uncertainty")
+COMBINATIONS = ("mean", "worst", "uncertainty", "deviation")
 KEPT = ("id", "subset", "prompt_length", "chosen_length", "rejected_length", "num_tokens", "shortened", "order")
 
 Record = Mapping[str, Any]
@@ -22,7 +22,8 @@ def rewards(members_MN: Any, combination: str = "mean", penalty: float = 0.5) ->
     """One reward per answer, float64 [N], from those of each member [M, N].
 
     A scalar reward has no zero of its own: each member is centred on its mean over the answers first. `mean`; `worst`
-    (the smallest over the members); `uncertainty` (mean minus `penalty` times the variance over the members).
+    (the smallest over the members); `uncertainty` (mean minus `penalty` times the variance over the members);
+    `deviation` (the same with the standard deviation).
     """
     members_MN = np.asarray(members_MN, np.float64)
     centred_MN = members_MN - members_MN.mean(axis=1, keepdims=True)
@@ -32,6 +33,8 @@ def rewards(members_MN: Any, combination: str = "mean", penalty: float = 0.5) ->
         return centred_MN.min(axis=0)
     if combination == "uncertainty":
         return centred_MN.mean(axis=0) - penalty * centred_MN.var(axis=0)
+    if combination == "deviation":
+        return centred_MN.mean(axis=0) - penalty * centred_MN.std(axis=0)
     raise UserError(f"config.ensemble.combination is {combination!r}; choose one of {', '.join(COMBINATIONS)}")
 
 

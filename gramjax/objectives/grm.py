@@ -80,11 +80,14 @@ def loss(model: Any, weights: Any, batch: dict[str, jax.Array], config: Config, 
     text = regularizer(ratios[:, 0], ratios[:, 1], config)
     mask = batch["example_mask"]
     count = jnp.sum(mask)
+    real = jnp.stack([mask, mask], axis=1) > 0
     mean = lambda x: (jnp.sum(mask * x), count)  # noqa: E731
     return mean((1 - config.alpha) * ranking + config.alpha * text), {
         "accuracy": mean(rewards[:, 0] > rewards[:, 1]),
         "margin": mean(rewards[:, 0] - rewards[:, 1]),
         "mean_reward": mean((rewards[:, 0] + rewards[:, 1]) / 2),
+        "min_reward": (jnp.min(jnp.where(real, rewards, jnp.inf)), count),
+        "max_reward": (jnp.max(jnp.where(real, rewards, -jnp.inf)), count),
         "ranking_loss": mean(ranking),
         "regularization_loss": mean(text),
         "logps/chosen": mean(logps[:, 0]),

@@ -25,6 +25,7 @@ def test_rewards_by_hand():
     np.testing.assert_allclose(ensembles.rewards(members), [-1.5, -1.5, 3.0])
     np.testing.assert_allclose(ensembles.rewards(members, "worst"), [-2, -3, 2])
     np.testing.assert_allclose(ensembles.rewards(members, "uncertainty", 2.0), [-1.5 - 0.5, -1.5 - 4.5, 3 - 2.0])
+    np.testing.assert_allclose(ensembles.rewards(members, "deviation", 2.0), [-1.5 - 1.0, -1.5 - 3.0, 3 - 2.0])
 
 
 @pytest.mark.parametrize("combination", ensembles.COMBINATIONS)
