@@ -166,11 +166,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--only", default=",".join(METHODS), help="methods, by commas; `full` is needed")
+    parser.add_argument(
+        "--rates", default="", help="these for all, without the trial; default: three, and each its own"
+    )
     parser.add_argument("--json", default="")
     args = parser.parse_args()
-    steps, trial, names = args.steps, prepare(100), args.only.split(",")
-    own = {}
-    for name in names:
+    steps, names, own = args.steps, args.only.split(","), {}
+    rates = [float(rate) for rate in args.rates.split(",") if rate] or RATES
+    trial = None if args.rates else prepare(100)
+    for name in names if trial else ():
         tried = {rate: tuned(trial, name, rate, steps, seed=100) for rate in RATES}
         own[name] = max(RATES, key=lambda rate: tried[rate]["translation"])
         print(json.dumps({"rate": own[name], "method": name, "tried": tried}), flush=True)
@@ -180,18 +184,20 @@ def main() -> None:
         before.append(measured(world, world.params))
         print(json.dumps({"seed": seed, "before": before[-1]}), flush=True)
         for name in names:
-            for rate in RATES:
+            for rate in rates:
                 found.setdefault((name, rate), []).append(tuned(world, name, rate, steps, seed=seed))
                 print(json.dumps({"seed": seed, "method": name, "rate": rate} | found[name, rate][-1]), flush=True)
-    pairings = {f"all at {rate:g}": dict.fromkeys(names, rate) for rate in RATES} | {"each at its own": own}
+    pairings = {f"all at {rate:g}": dict.fromkeys(names, rate) for rate in rates}
+    pairings |= {"each at its own": own} if own else {}
     results = {
-        "command": f"python tests/objectives/two_languages.py --seeds {args.seeds} --only {args.only}",
+        "command": f"python tests/objectives/two_languages.py --seeds {args.seeds} --only {args.only}"
+        + (f" --rates {args.rates}" if args.rates else ""),
         "before": summary(before), "own_rates": own,
         "table": [{"method": name, "rate": rate} | summary(values) for (name, rate), values in found.items()],
         "full_tuning_loses_more_english": {
-            called: {name: more_lost(before, found["full", rates["full"]], found[name, rates[name]])
+            called: {name: more_lost(before, found["full", by_name["full"]], found[name, by_name[name]])
                      for name in names if name != "full"}
-            for called, rates in pairings.items()},
+            for called, by_name in pairings.items()},
         "seeds": [{"method": name, "rate": rate, "by_seed": values} for (name, rate), values in found.items()],
     }  # fmt: skip
     print(json.dumps({name: results[name] for name in ("before", "full_tuning_loses_more_english")}))
