@@ -47,11 +47,13 @@ def before_the_job() -> None:
 class Watch:
     """Context manager that notes the first SIGTERM or SIGINT in `asked`; one a second later ends the process at once.
 
-    While `at_once` the first one ends it too (exit code 75): before there is anything to save.
+    While `at_once` the first one ends it too (exit code 75): before there is anything to save. `joined`: this process
+    is one of several already, so that `jax.distributed` has set its handler.
     """
 
-    def __init__(self, at_once: bool = False) -> None:
-        self.asked, self.at_once = False, at_once
+    def __init__(self, at_once: bool = False, joined: bool = False) -> None:
+        self.asked, self.at_once, self.joined = False, at_once, joined
+        self._theirs: int | None = None
         self._count, self._first = 0, 0.0
         self._before: dict[int, Any] = {}
         self._tell: Callable[[int], None] | None = None
@@ -60,6 +62,9 @@ class Watch:
     def __enter__(self) -> "Watch":
         if threading.current_thread() is not threading.main_thread():  # Python allows handlers nowhere else
             return self
+        if self.joined:  # what stands there for the system: Python knows nothing of handlers that it did not set
+            self._theirs = handle(None)
+            handle(self._theirs)
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
         self._fd_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
@@ -97,11 +102,9 @@ class Watch:
         """Pass the first request on to the handler of SIGTERM that `jax.distributed` has put in the place of ours."""
         if self._thread is None:
             return
-        libc = ctypes.CDLL(None)
-        libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
-        theirs = libc.signal(signal.SIGTERM, None)
+        theirs = handle(None) if self._theirs is None else self._theirs
         signal.signal(signal.SIGTERM, self._note)
-        ours = libc.signal(signal.SIGTERM, None)
+        ours = handle(None)
         signal.signal(signal.SIGTERM, self._note)
         if theirs and theirs != ours:
             self._tell = ctypes.CFUNCTYPE(None, ctypes.c_int)(theirs)
@@ -134,6 +137,13 @@ class Watch:
             self._tell(signal.SIGTERM)
 
 
+def handle(handler: int | None) -> int | None:
+    """Set the system's handler of SIGTERM (None: the default one), past Python; the one that was there."""
+    libc = ctypes.CDLL(None)
+    libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+    return libc.signal(signal.SIGTERM, handler)
+
+
 @contextlib.contextmanager
 def served(then: str = GOES_ON, several: bool = False) -> Iterator[None]:
     """A request to stop ends the block at its next stop point (`progress.stop_point`): Preempted, exit code 75.
@@ -142,7 +152,7 @@ def served(then: str = GOES_ON, several: bool = False) -> Iterator[None]:
     the context managers within. `then` says what the same command does next; `several`: of several processes, which
     all stop at the same point.
     """
-    with Watch() as watch:
+    with Watch(joined=several) as watch:
         watch.begin(several)
         asked: Callable[[], bool] = lambda: watch.asked  # noqa: E731
         if several:

@@ -1,9 +1,11 @@
 """A run of one process, asked to stop wherever it is: the same command goes on, and ends as an undisturbed run."""
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from gramjax import cli
 from gramjax.checkpoint import best, state
 from gramjax.checkpoint.source import open_source
-from gramjax.core import tree
+from gramjax.core import signals, tree
 from gramjax.core.errors import Preempted
 from gramjax.core.writer import read_metrics
 from gramjax.models import decoder
@@ -102,6 +104,23 @@ def test_an_evaluation_asked_to_stop_leaves_no_results(undisturbed, tmp_path, mo
         cli.main(["evaluate", "--config=evaluate", f"--config.model.path={undisturbed}@best",
                   "--config.data.path=recipe:word_translation:valid:40", f"--workdir={tmp_path}"])  # fmt: skip
     assert not (tmp_path / "eval").exists()
+
+
+def test_a_job_that_joined_others_before_tells_their_runtime_of_a_request():
+    """`jax.distributed` sets its handler past Python, and all processes hear of SIGTERM to one through it alone."""
+    told, before = [], signal.getsignal(signal.SIGTERM)
+    theirs = ctypes.CFUNCTYPE(None, ctypes.c_int)(told.append)
+    signals.handle(ctypes.cast(theirs, ctypes.c_void_p).value)
+    try:
+        with signals.Watch(joined=True) as watch:
+            watch.begin(several=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            end = time.monotonic() + 10
+            while not told and time.monotonic() < end:
+                time.sleep(0.01)
+        assert watch.asked and told == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_stuck_process_ends_with_its_stacks(tmp_path):
