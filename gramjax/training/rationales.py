@@ -1,7 +1,6 @@
 """Runs that were trained to write before they say which (GRAM-R2): a reader of verdicts would look elsewhere."""
 
-from pathlib import Path
-
+from gramjax.checkpoint import best
 from gramjax.checkpoint import state as checkpoints
 from gramjax.core import checks
 from gramjax.core.errors import UserError
@@ -12,7 +11,8 @@ OBJECTIVE = "rationale_preference"
 def instruction_of(path: str) -> str | None:
     """The instruction (empty: the package's own) that the run at a path was trained with; None for a run of another
     objective, and for weights that are no run."""
-    run = next((p for p in (Path(path), *Path(path).parents[:2]) if (p / "checkpoints").is_dir()), None)
+    place, _ = best.split(path)
+    run = next((p for p in (place, *place.parents[:2]) if (p / checkpoints.FOLDER).is_dir()), None)
     if run is None or not (run / "config.json").is_file():
         return None
     saved = checks.flatten(checkpoints.read_run(run))
