@@ -28,7 +28,8 @@ class ModelSection:
     kind: str = "decoder"
     """A file of `gramjax/models`."""
     path: str = ""
-    """Hugging Face folder, gramjax run folder or llama2.c file with weights; empty: random weights from `arch`."""
+    """Hugging Face folder, gramjax run folder (`RUN@best`: its best checkpoint) or llama2.c file with weights; empty:
+    random weights from `arch`."""
     step: int = 0
     """Checkpoint of a run folder at `path`; 0: the newest that is whole."""
     adapter: str = ""
