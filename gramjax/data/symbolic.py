@@ -1,4 +1,4 @@
-"""Answers compared with symbolic algebra (math-verify), in processes that are killed when they take too long.
+"""Answers compared with symbolic algebra (math-verify, or sympy), in processes that are killed when they take too long.
 
 math-verify keeps its own time with signals, which threads do not get; here its clocks are off and the processes have
 deadlines. This module is what the processes import: it must stay light.
@@ -7,8 +7,9 @@ deadlines. This module is what the processes import: it must stay light.
 from collections.abc import Sequence
 
 from gramjax.core import deadlines, runtime
+from gramjax.data import deepscaler
 
-WHAT = "config.rewards.verifiable.grader=math_verify"
+WHAT = "config.rewards.verifiable.grader"
 MOST_CHARACTERS = 4000
 """Of a text that is parsed: what is longer is cut from the left, since answers stand at the end."""
 
@@ -32,13 +33,24 @@ def prepare() -> None:
     verified("\\frac{1}{2}", "\\boxed{0.5}")
 
 
+def prepare_algebra() -> None:
+    """Import what `deepscaler.algebra` needs, before the first deadline begins."""
+    deepscaler.algebra("x", "x")
+
+
+GRADERS = {"math_verify": (verified, prepare), "deepscaler": (deepscaler.algebra, prepare_algebra)}
+"""What each grader asks of two texts, and what it imports."""
+
+
 class Checker:
     """A pool of processes; equal questions are asked once."""
 
-    def __init__(self, processes: int, seconds: float) -> None:
-        """Raises UserError naming the extra when math-verify or pebble is not installed."""
-        runtime.need("math_verify", "math", WHAT)
-        self.pool = deadlines.Pool(verified, processes, seconds, WHAT, prepare=prepare)
+    def __init__(self, processes: int, seconds: float, grader: str = "math_verify") -> None:
+        """Raises UserError naming the extra when math-verify (which brings sympy) or pebble is not installed."""
+        what = f"{WHAT}={grader}"
+        runtime.need("math_verify", "math", what)
+        function, begin = GRADERS[grader]
+        self.pool = deadlines.Pool(function, processes, seconds, what, prepare=begin)
 
     def check(self, pairs: Sequence[tuple[str, str]]) -> list[bool | str]:
         """For each (right answer, text): whether it is right, or the name of what went wrong (`timeout`, `error`)."""

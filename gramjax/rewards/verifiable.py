@@ -1,7 +1,8 @@
 """1 for the right answer to a question that has one, 0 for a wrong one; what cannot be checked is not judged.
 
 `grader="rules"` compares texts, numbers, fractions, sets and intervals (`data.math_answers`); `math_verify` does
-symbolic algebra in processes of its own with a deadline (`pip install "gramjax[math]"`).
+symbolic algebra in processes of its own with a deadline (`pip install "gramjax[math]"`); `deepscaler` are the rules
+that the runs of arXiv 2506.04913 were trained with (`data.deepscaler`), with guarded algebra in the same processes.
 """
 
 import collections
@@ -10,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gramjax.core.checks import one_of
-from gramjax.data import math_answers
+from gramjax.data import deepscaler, math_answers
 from gramjax.generation.reward_functions import text_of
 
-GRADERS = ("rules", "math_verify")
+GRADERS = ("rules", "math_verify", "deepscaler")
 ALGEBRAIC = ("boxed", "number")
-"""Kinds of answers that math-verify is asked about: letters and whole texts are not algebra."""
+"""Kinds of answers that graders other than the rules are asked about: letters and whole texts are not algebra."""
 
 
 JUDGES = True
@@ -37,19 +38,19 @@ class Config:
     after_think: bool = False
     """Only what follows the first `</think>` counts; a completion without it is wrong."""
     grader: str = "rules"
-    """`rules` or `math_verify`."""
+    """`rules`, `math_verify` or `deepscaler`."""
     seconds: float = 5.0
-    """Longest time for one answer with `math_verify`; one that takes longer is not judged."""
+    """Longest time for one answer with `math_verify` or `deepscaler`; one that takes longer is not judged."""
 
 
 def open(config: Config, resources: Any) -> Any:
-    """The pool of processes of `math_verify`; None for `rules`."""
+    """The pool of processes of `math_verify` and `deepscaler`; None for `rules`."""
     one_of(config, "rewards.verifiable", kind=(math_answers.AUTO, *math_answers.KINDS), grader=GRADERS)
     if config.grader == "rules":
         return None
     from gramjax.data.symbolic import Checker
 
-    return Checker(resources.processes, config.seconds)
+    return Checker(resources.processes, config.seconds, config.grader)
 
 
 def score(
@@ -77,20 +78,30 @@ def _with_algebra(
     verdicts: Sequence[math_answers.Verdict], texts: Sequence[str], columns: Mapping[str, Any], checker: Any,
     config: Config,
 ) -> list[math_answers.Verdict]:  # fmt: skip
-    """The verdicts with those that the rules call different looked at by math-verify, but for two plain numbers."""
+    """The verdicts as the grader has them: `math_verify` looks at what the rules call different, but for two plain
+    numbers; `deepscaler` looks at every answer that was found."""
     out = list(verdicts)
     golds = math_answers.golds_of(columns, config.column)
     kinds = math_answers.kinds_of(columns, config.kind, len(texts))
-    asked = []
+    looked_at = (math_answers.MISMATCH,) if config.grader == "math_verify" else (math_answers.OK, math_answers.MISMATCH)
+    asked: list[tuple[int, list[tuple[str, str]]]] = []
+    """An answer, and the pairs that must all be equal for it to be right; one answer may stand here several times."""
     for i, verdict in enumerate(verdicts):
-        if verdict.reason == math_answers.MISMATCH and kinds[i] in ALGEBRAIC:
+        if verdict.reason in looked_at and kinds[i] in ALGEBRAIC:
             answer = math_answers.extract(texts[i], kinds[i], config.after_think)[0] or ""
-            right_ones = [math_answers.right_one(gold, kinds[i]) for gold in golds[i]]
-            asked += [(i, gold, answer) for gold in right_ones if not (number(gold) and number(answer))]
-    found = checker.check([(gold, f"\\boxed{{{answer}}}") for _, gold, answer in asked])
-    for (i, _, _), result in zip(asked, found, strict=True):
-        if result is True:
+            right_ones = [math_answers.right_one(gold, kinds[i]) for gold in golds[i] if gold.strip()]
+            if config.grader == "math_verify":
+                asked += [(i, [(g, f"\\boxed{{{answer}}}")]) for g in right_ones if not (number(g) and number(answer))]
+                continue
+            said = [deepscaler.same(answer, gold) for gold in right_ones]
+            right = any(found is True for found in said)
+            out[i] = math_answers.Verdict(right, math_answers.OK if right else math_answers.MISMATCH)
+            asked += [] if right else [(i, found) for found in said if not isinstance(found, bool)]
+    results = iter(checker.check([pair for _, pairs in asked for pair in pairs]))
+    for i, pairs in asked:
+        found = [next(results) for _ in pairs]
+        if all(result is True for result in found):
             out[i] = math_answers.Verdict(True, math_answers.OK)
-        elif isinstance(result, str) and not out[i].correct:
-            out[i] = math_answers.Verdict(None, result)
+        elif (lost := [result for result in found if isinstance(result, str)]) and not out[i].correct:
+            out[i] = math_answers.Verdict(None, lost[0])
     return out

@@ -104,6 +104,17 @@ def test_the_real_algebra():
     assert found == [1, 0, 0]
 
 
+def test_the_rules_of_the_study_decide_alone_and_ask_algebra_last():
+    config = verifiable.Config(grader="deepscaler")
+    algebra = Algebra({"x^2-1": True, "\\sqrt{2}": "timeout", "a": False})
+    golds = ["\\frac{1}{2}", "2", "x^2-1", "\\sqrt2", ["a", "b"]]
+    answers = ["\\frac{2}{4}", "2.0", "(x-1)(x+1)", "1.41", "b"]
+    texts = [f"\\boxed{{{answer}}}" for answer in answers]
+    found = verifiable.score(["p"] * 5, texts, [[1]] * 5, config=config, opened=algebra, answer=golds)
+    assert found == [0, 1, 1, None, 1], "2/4 is no answer to 1/2 there, whatever our own rules say"
+    assert [gold for gold, _ in algebra.asked] == ["x^2-1", "\\sqrt{2}"]
+
+
 def test_words():
     texts = ["A tree and a BIRD.", "a street, a bird", "tree", ""]
     assert score(contains, texts, settings={"words": ("tree",)}) == [1, 0, 1, 0]
