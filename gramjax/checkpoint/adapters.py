@@ -287,7 +287,7 @@ def settings_for(config: Config, head: str, base: str, whole: Collection[str] = 
         "layers_to_transform": layers if alike and len(layers) < config.num_layers else None,
         "layers_pattern": None,
         "modules_to_save": kept or None,
-        "lora_dropout": 0.0,
+        "lora_dropout": section.dropout,
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,

@@ -104,6 +104,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "probe.batch_size": (1, INF),
     "lora.rank": (0, 2**20),
     "lora.alpha": (0, INF),
+    "lora.dropout": (0, 0.99),
     "mesh.data": (-1, INF),
     "mesh.fsdp": (-1, INF),
     "mesh.tensor": (-1, INF),

@@ -211,6 +211,8 @@ class LoraSection:
     """Patterns of the projections that have adapters; each must match a whole path."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank)."""
+    dropout: float = 0.0
+    """Share of the numbers that a pair of thin matrices reads in training which are set to 0, below 1."""
 
 
 @dataclasses.dataclass(frozen=True)

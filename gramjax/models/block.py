@@ -125,6 +125,7 @@ def project(
     low_rank: lora.Pair | None = None,
     factor: float = 1.0,
     flat: bool = True,
+    rate: float = 0.0,
 ) -> jax.Array:
     """Contract the last `contracted` axes of x with the first ones of the weight; a `low_rank` pair adds its product.
 
@@ -141,7 +142,7 @@ def project(
     width = math.prod(inner)
     rows_of_x = x.reshape(*((math.prod(lead),) if flat else lead), width)
     out = rows_of_x @ weight.reshape(width, -1)
-    out = out if low_rank is None else out + lora.product(rows_of_x, low_rank, factor)
+    out = out if low_rank is None else out + lora.product(rows_of_x, low_rank, factor, rate)
     return checkpoint_name(out, name).reshape(*lead, *weight.shape[contracted:])
 
 
@@ -209,7 +210,8 @@ def _linear(config: Any, flat: bool) -> Any:
     factor = lora.scale(config.lora) if config.lora.rank else 1.0
 
     def linear(x: jax.Array, part: Any, name: str, contracted: int = 1, saved_as: str = "projection") -> jax.Array:
-        return project(x, part[name], contracted, saved_as, part.get(name + lora.SUFFIX), factor, flat)
+        pair = part.get(name + lora.SUFFIX)
+        return project(x, part[name], contracted, saved_as, pair, factor, flat, config.lora.dropout)
 
     return linear
 

@@ -23,7 +23,10 @@ SUFFIX = "_lora"
 """What the name of a matrix is followed by in the name of its pair of rank leaves."""
 
 Pair = Mapping[str, jax.Array]
-"""The rank leaves of one matrix: `a` [inputs..., R] and `b` [R, outputs...]."""
+"""The rank leaves of one matrix: `a` [inputs..., R] and `b` [R, outputs...]; in a training step with dropout also a
+random key (`DROP`)."""
+
+DROP = "drop"
 
 
 def is_rank_leaf(path: str) -> bool:
@@ -78,10 +81,39 @@ def declare(specs: Mapping[str, Any], lora: LoraSection, input_axes: Mapping[str
     return tree.unflatten(dict(sorted(flat.items())))
 
 
-def product(rows: jax.Array, pair: Pair, factor: float) -> jax.Array:
-    """factor * (rows @ a) @ b for rows [..., inputs], as [..., outputs]."""
+def product(rows: jax.Array, pair: Pair, factor: float, rate: float = 0.0) -> jax.Array:
+    """factor * (rows @ a) @ b for rows [..., inputs], as [..., outputs].
+
+    Where the pair has a key, a share `rate` of the numbers in the rows is set to 0 first, and the others are scaled up.
+    """
+    if DROP in pair:
+        kept = jax.random.bernoulli(pair[DROP], 1 - rate, rows.shape)
+        rows = jnp.where(kept, rows / (1 - rate), 0).astype(rows.dtype)
     a, b = (leaf.astype(rows.dtype) for leaf in (pair["a"], pair["b"]))
     return (rows @ a.reshape(-1, a.shape[-1]) * factor) @ b.reshape(b.shape[0], -1)
+
+
+def with_dropout(weights: Mapping[str, Any], step: jax.Array, tokens: jax.Array) -> dict[str, Any]:
+    """Weights in use (`stack.pack`) in which every pair has a random key, other in every layer.
+
+    The keys follow from the step and the tokens of the (micro)batch, so that a run that is resumed draws them again.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step), jnp.sum(tokens.astype(jnp.uint32)))
+
+    def keyed(tree_of_run: Mapping[str, Any], key: jax.Array, count: int) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for place, (name, value) in enumerate(sorted(tree_of_run.items())):
+            own = jax.random.fold_in(key, place)
+            if name.endswith(SUFFIX):
+                out[name] = {**value, DROP: jax.random.split(own, count) if count > 1 else own}
+            else:
+                out[name] = keyed(value, own, count) if isinstance(value, Mapping) else value
+        return out
+
+    packed = weights["layers"]
+    trees = tuple(keyed(part, jax.random.fold_in(key, run.start), run.stop - run.start)
+                  for part, run in zip(packed.trees, packed.runs, strict=True))  # fmt: skip
+    return {**weights, "layers": packed.replace(trees=trees)}
 
 
 def merge(params: Mapping[str, Any], config: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import optax
 
 from gramjax.core import tree
 from gramjax.core.sharding import batch_axes, constrainer
+from gramjax.models import lora
 
 BAD_STEPS, BAD_LEAF = "bad_steps", "bad_leaf"
 """Metrics of the step: whether it was bad, and the place of the first parameter with a bad gradient (-1: none)."""
@@ -47,8 +48,14 @@ def make_step(
     them); the step counts.
     """
 
-    def total_loss(trained: dict[str, Any], frozen: dict[str, Any], batch: Any, *packed: Any) -> tuple[jax.Array, Any]:
+    dropout = lora.of(getattr(model, "config", None)).dropout
+
+    def total_loss(
+        trained: dict[str, Any], frozen: dict[str, Any], batch: Any, number: jax.Array, *packed: Any
+    ) -> tuple[jax.Array, Any]:
         weights = model.pack(tree.merge(trained, frozen), labels)
+        if dropout:
+            weights = lora.with_dropout(weights, number, batch["tokens"])
         (total, weight), metrics = loss(model, weights, batch, *packed)
         return total, (weight, metrics)
 
@@ -58,7 +65,7 @@ def make_step(
 
         def gradients(batch: Any) -> tuple[Any, Any]:
             value_and_grad = jax.value_and_grad(total_loss, has_aux=True)
-            (total, (weight, metrics)), grads = value_and_grad(trained, frozen, batch, *packed)
+            (total, (weight, metrics)), grads = value_and_grad(trained, frozen, batch, state["step"], *packed)
             return grads, {**metrics, "loss": (total, weight)}
 
         if grad_accum == 1:

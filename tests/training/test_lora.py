@@ -224,6 +224,43 @@ def test_training_moves_rank_leaves_and_the_reward_head_alone():
         assert same != (lora.is_rank_leaf(path) or path == "score"), path
 
 
+def test_dropout_takes_a_share_of_what_a_pair_reads_and_keeps_the_mean():
+    draw = np.random.default_rng(0)
+    rows, pair = jnp.asarray(draw.normal(size=(6, 16)), jnp.float32), {
+        "a": jnp.eye(16, dtype=jnp.float32), "b": jnp.eye(16, dtype=jnp.float32)}  # fmt: skip
+    keys = jax.random.split(jax.random.key(1), 4000)
+    found = jax.vmap(lambda key: lora.product(rows, {**pair, lora.DROP: key}, 1.0, 0.25))(keys)
+    assert abs(float(jnp.mean(found == 0)) - 0.25) < 0.005
+    kept = jnp.where(found == 0, rows / 0.75, found)
+    np.testing.assert_allclose(kept, jnp.broadcast_to(rows / 0.75, kept.shape), rtol=1e-5)
+    np.testing.assert_allclose(found.mean(axis=0), rows, atol=0.15)
+    np.testing.assert_array_equal(lora.product(rows, pair, 1.0, 0.25), lora.product(rows, pair, 1.0))
+
+
+def test_dropout_in_a_step_follows_from_step_and_batch():
+    """The same step and batch: the same numbers, another step: others. Outside of the step there is none."""
+    arch = dataclasses.replace(ADAPTED, num_layers=2, lora=dataclasses.replace(ADAPTED.lora, dropout=0.3))
+    handle, batch = model.build("decoder", arch), lm_batch()
+    params = spec.init_params(handle.specs(), jax.random.key(0))
+    params = jax.tree.map(lambda x: jnp.where(x == 0, 0.1, x), params)  # thin matrices that start at zero say nothing
+
+    @jax.jit
+    def loss(number):
+        weights = lora.with_dropout(handle.pack(params), number, batch["tokens"])
+        return cross_entropy.loss(handle, weights, batch, cross_entropy.Config())[0][0]
+
+    assert float(loss(0)) == float(loss(0)) != float(loss(1))
+    weights = lora.with_dropout(handle.pack(params), jnp.int32(0), batch["tokens"])
+    keys = [jax.random.key_data(leaf).reshape(-1, 2) for leaf in jax.tree.leaves(weights)
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]  # fmt: skip
+    assert len({tuple(key) for key in np.concatenate(keys)}) == 2 * 7, "every matrix of every layer has its own mask"
+    labels = setup.trained(paths(arch), config.TrainSection.trainable, None)
+    for model_config, draws in ((arch, True), (dataclasses.replace(ADAPTED, num_layers=2), False)):
+        _, tx, step = built(model_config, cross_entropy, cross_entropy.Config(), labels)
+        state = {"params": params, "opt_state": tx.init(params), "step": jnp.int32(0)}
+        assert ("random_bits" in str(jax.make_jaxpr(step)(state, batch))) == draws
+
+
 def test_what_trains():
     both = paths(dataclasses.replace(ADAPTED, tie_word_embeddings=False))
     thin = {path for path in both if lora.is_rank_leaf(path)}
