@@ -19,6 +19,9 @@ from gramjax.core.writer import read_metrics
 SUFFIX = "@best"
 """`RUN@best` is the best checkpoint of a run, wherever weights are named by a path."""
 
+SHOWN = 16
+"""Names that an error lists."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -44,7 +47,9 @@ def recorded(entries: Iterable[Mapping[str, Any]], metric: str) -> dict[int, flo
 
 
 def _finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    """A number (no truth value) that others can be compared with, else None."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and math.isfinite(value) else None
 
 
 def ranked(values: Mapping[int, float], steps: Iterable[int], mode: str) -> list[int]:
@@ -79,19 +84,21 @@ class Best:
     def note(self, step: int, results: Mapping[str, Mapping[str, Any]], saved: Collection[int]) -> bool:
         """Take the results of an evaluation (`{eval: results}`); whether this step is one to keep, beside those saved.
 
-        Raises UserError, in all processes alike, when no evaluation gives that number.
+        Raises UserError, in all processes alike, when the first evaluation has no such number.
         """
         if self.rule is None:
             return False
         self.values.pop(step, None)
         known = {f"eval/{name}/{key}": value for name, found in results.items() for key, value in found.items()}
         value = known.get(self.rule.metric)
-        if self.rule.metric not in known or not (value is None or isinstance(value, int | float)):
+        there = self.rule.metric in known and (value is None or isinstance(value, int | float))
+        if not there and not self.values:
             numbers = [name for name, value in known.items() if isinstance(value, int | float)]
             near = difflib.get_close_matches(self.rule.metric, numbers, n=1)
             hint = f"did you mean {near[0]}? There" if near else "there"
+            more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
             error = UserError(f"config.train.best_metric={self.rule.metric!r} is no number of this run's evaluations; "
-                              f"{hint} are {', '.join(numbers)}")  # fmt: skip
+                              f"{hint} are {', '.join(numbers[:SHOWN])}{more}")  # fmt: skip
             error.agreed = True
             raise error
         if (number := _finite(value)) is not None:

@@ -47,9 +47,12 @@ def run_folder(path: str | Path) -> Path:
     raise UserError(f"{path} holds no checkpoints")
 
 
-def steps(workdir: Path) -> list[Step]:
-    """Every checkpoint of a run folder, by number: also those that were put aside or never committed."""
-    out, best = [], bests.of_run(workdir)
+def steps(workdir: Path, best: bests.Best | None = None) -> list[Step]:
+    """Every checkpoint of a run folder, by number: also those that were put aside or never committed.
+
+    `best` is what the run says of its evaluations (`best.of_run`).
+    """
+    out, best = [], best or bests.Best(None)
     among = best.among(state.steps_of(workdir))
     for parent in (state.FOLDER, state.REFUSED):
         folders = (workdir / parent).iterdir() if (workdir / parent).is_dir() else ()

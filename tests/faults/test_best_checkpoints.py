@@ -26,7 +26,7 @@ def write_run(folder, rule, values):
     metrics = folder / "metrics.jsonl"
     with metrics.open("a") as log, states.Checkpoints(folder, keep=1, beside=best.among) as saved:
         for step, value in enumerate(values, 1):
-            results = {"preference": {"accuracy": value, "num_pairs": 8}}
+            results = {"preference": {"num_pairs": 8} if value is None else {"num_pairs": 8, "accuracy": value}}
             if best.note(step, results, saved.coming()):
                 worth.append(step)
             log.write(json.dumps({"step": step, ACCURACY: writer.json_safe(value)}) + "\n")
