@@ -75,12 +75,12 @@ def verify(arguments: argparse.Namespace, run: Path) -> int:
 
 def list_steps(arguments: argparse.Namespace, run: Path) -> int:
     """Print what a run folder holds."""
-    known = best.Best(None)
+    evaluated = best.Best(None)
     try:
-        known = best.of_run(run)
+        evaluated = best.of_run(run)
     except GramjaxError as error:  # a list is made to see what is damaged
         print(f"gramjax: {error}", file=sys.stderr)
-    found, rule = survey.steps(run, known), known.rule
+    found, rule = survey.steps(run, evaluated), evaluated.rule
     if arguments.json:
         by = {"best_by": None if rule is None else dataclasses.asdict(rule)}
         print(json.dumps({"run": str(run), **by, "steps": [dataclasses.asdict(step) for step in found]}, indent=2))
