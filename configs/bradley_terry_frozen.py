@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config = defaults("bradley_terry", evals=("preference",))
     config.data.max_length = 2048
     config.optim.lr = 1e-3
-    config.train.trainable = ("score",)
+    config.train.trainable = (r"score(_hidden/.*)?",)
     config.train.batch_size = 128
     config.train.eval_every = 500
     return config

@@ -231,6 +231,9 @@ def exported_head(config: Config, head: str = "") -> str:
     head = head or config.heads[0]
     if head not in config.heads:
         raise UserError(f"the model has no {head} head to export (it has: {', '.join(config.heads)})")
+    if head == "score" and config.score_hidden:
+        raise UserError("transformers has no class for a reward head with a hidden layer "
+                        "(config.model.arch.score_hidden): it is not exported")  # fmt: skip
     return head
 
 

@@ -51,6 +51,8 @@ ROWS: tuple[tuple[str, str, Layout], ...] = (
     ("norm", "model.norm.weight", SAME_1D),
     ("lm_head", "lm_head.weight", TRANSPOSED),
     ("score", "score.weight", TRANSPOSED),
+    ("score_hidden/weight", "score_hidden.weight", TRANSPOSED),
+    ("score_hidden/bias", "score_hidden.bias", SAME_1D),
     ("value/weight", "score.weight", TRANSPOSED),
     ("value/bias", "score.bias", SAME_1D),
     ("preference/token", "preference.token", SAME_1D),
@@ -68,6 +70,7 @@ The rows from `q_low` to `align_out` are of layers that share attention; no clas
 
 HEAD_OF: dict[str, str] = {
     "lm_head": "tokens", "score": "score", "value/weight": "value", "value/bias": "value",
+    **dict.fromkeys(("score_hidden/weight", "score_hidden/bias"), "score"),
     **dict.fromkeys(("preference/token", "preference/order", "preference/projection"), "preference"),
     **dict.fromkeys(("margin/hidden", "margin/hidden_bias", "margin/out", "margin/bias"), "margin"),
 }  # fmt: skip

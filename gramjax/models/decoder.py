@@ -56,6 +56,8 @@ class Config:
     and order of two responses) and `margin` (of a preference representation) exist."""
     preference_width: int = 0
     """Width that preference representations are projected to; 0: that of the hidden states, no projection."""
+    score_hidden: int = 0
+    """Width of a hidden layer (ReLU) in the reward head, as GRM published it with 1024; 0: the head is linear."""
     init_scale: float = 0.02
     lisa: LisaSection = LisaSection()
     lora: LoraSection = dataclasses.field(default=LoraSection(), metadata=ELSEWHERE)
@@ -84,8 +86,9 @@ def check(config: Config) -> None:
         raise UserError(f"head_dim {config.head_dim} must be even for rotary embeddings")
     if config.sliding_window < 0:
         raise UserError(f"sliding_window is {config.sliding_window}; a window has 0 tokens or more (0: none)")
-    if config.preference_width < 0:
-        raise UserError(f"preference_width is {config.preference_width}; it must be 0 or more")
+    for name in ("preference_width", "score_hidden"):
+        if not 0 <= getattr(config, name) < LARGEST_SIZE:
+            raise UserError(f"{name} is {getattr(config, name)}; it must be 0 or more, and below {LARGEST_SIZE}")
     if "margin" in config.heads and "preference" not in config.heads:
         raise UserError("the head 'margin' reads preference representations: it needs the head 'preference'")
     lisa.check(config.lisa, config.num_layers, config.head_dim)
@@ -106,7 +109,14 @@ def specs(config: Config) -> dict[str, Any]:
     if "tokens" in config.heads and not config.tie_word_embeddings:
         out["lm_head"] = Spec((width, vocab), ("embed", "vocab"), scale=config.init_scale)
     if "score" in config.heads:
-        out["score"] = Spec((width, 1), ("embed", None), scale=1.0 / (width + 1) ** 0.5)
+        inner = config.score_hidden
+        if inner:
+            out["score_hidden"] = {
+                "weight": Spec((width, inner), ("embed", None), scale=1.0 / width**0.5),
+                "bias": Spec((inner,), (None,), "zeros"),
+            }
+        axis = None if inner else "embed"
+        out["score"] = Spec((inner or width, 1), (axis, None), scale=1.0 / ((inner or width) + 1) ** 0.5)
     if "value" in config.heads:
         out["value"] = {
             "weight": Spec((width, 1), ("embed", None), scale=1.0 / (width + 1) ** 0.5),

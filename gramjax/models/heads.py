@@ -43,7 +43,11 @@ def score(weights: Any, hidden_BND: jax.Array) -> jax.Array:
     """Scalar rewards [B, N] of the hidden states at the last token of each answer."""
     if "score" not in weights:
         raise UserError("this model has no scalar reward head; train with config.objective.name=bradley_terry first")
-    return jnp.einsum("...D,DO->...O", hidden_BND.astype(jnp.float32), weights["score"].astype(jnp.float32))[..., 0]
+    hidden = hidden_BND.astype(jnp.float32)
+    if "score_hidden" in weights:
+        inner = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), weights["score_hidden"])
+        hidden = jax.nn.relu(jnp.einsum("...D,DF->...F", hidden, inner["weight"]) + inner["bias"])
+    return jnp.einsum("...D,DO->...O", hidden, weights["score"].astype(jnp.float32))[..., 0]
 
 
 def value(weights: Any, hidden_BTD: jax.Array) -> jax.Array:

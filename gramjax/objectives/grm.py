@@ -11,8 +11,8 @@ h = log pi(chosen) - log pi(rejected):
     dpo        R = -log sigmoid(beta (h - h_reference))
     dpo_noref  R = -log sigmoid(beta h)
 
-The published reward head is one hidden layer of 1024 with ReLU and dropout 0.1; here it is linear, like that of every
-scalar model of this package, so that all are read, served and exported alike.
+The published reward head is one hidden layer of 1024 with ReLU (--config.model.arch.score_hidden=1024) and dropout 0.1,
+which is left out. By default it is linear, like that of every scalar model, so that all are exported alike.
 """
 
 import dataclasses

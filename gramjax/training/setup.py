@@ -29,10 +29,12 @@ from gramjax.models.model import Model, build
 from gramjax.training import evaluation, optimizer
 from gramjax.training.step import State, make_step
 
-SHARED_ARCHITECTURE = ("heads", "preference_width")
+OF_HEADS = {"preference_width": "preference", "score_hidden": "score"}
+"""Sizes of heads, which a training may choose where the weights do not have that head yet."""
+SHARED_ARCHITECTURE = ("heads", *OF_HEADS)
 """Architecture settings that may be given although the weights come from `config.model.path`."""
 
-FRESH = ("score", "value", "lm_head", "preference", "margin")
+FRESH = ("score", "score_hidden", "value", "lm_head", "preference", "margin")
 """Heads that a training may start afresh."""
 
 
@@ -166,15 +168,18 @@ def architecture(module: ModuleType, given: Any, source: Any, vocab_size: int) -
                     f"config.model.arch.{field.name} is {getattr(asked, field.name)!r} but the weights of "
                     f"config.model.path have {found!r}; leave it out, or leave out config.model.path"
                 )
-    width = getattr(asked, "preference_width", 0)
-    if width and width != source.config.preference_width and "preference" not in source.config.heads:
-        return dataclasses.replace(source.config, preference_width=width)
-    if width and width != source.config.preference_width:
-        raise UserError(
-            f"config.model.arch.preference_width is {width} but the preference head of config.model.path has "
-            f"{source.config.preference_width}; leave it out"
-        )
-    return source.config
+    found = source.config
+    for name, head in OF_HEADS.items():
+        width = getattr(asked, name, 0)
+        if not width or width == getattr(found, name):
+            continue
+        if head in found.heads:
+            raise UserError(
+                f"config.model.arch.{name} is {width} but the {head} head of config.model.path has "
+                f"{getattr(found, name)}; leave it out"
+            )
+        found = dataclasses.replace(found, **{name: width})
+    return found
 
 
 def with_adapters(arch: Any, asked: configs.LoraSection) -> Any:

@@ -1,12 +1,18 @@
 """Chunked cross-entropy against the plain formula, in value and gradient; reading positions."""
 
+import dataclasses
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gramjax.checkpoint import hf_config
+from gramjax.core import spec, tree
 from gramjax.core.errors import UserError
-from gramjax.models import heads
+from gramjax.models import decoder, heads
+from gramjax.training import setup
 
 B, T, D, V = 3, 10, 8, 23
 
@@ -39,6 +45,31 @@ def test_chunks_change_neither_value_nor_gradient(case, tied, chunk):
         np.testing.assert_allclose(got_w[name], want_w[name], atol=1e-5)
     undifferentiated = heads.cross_entropy(weights, hidden, labels, mask, chunk)
     np.testing.assert_allclose(undifferentiated, want, rtol=1e-6)
+
+
+def test_a_reward_head_with_a_hidden_layer(case):
+    hidden, draw = case[0], np.random.default_rng(0)
+    inner = {"weight": jnp.asarray(draw.normal(size=(D, 5))), "bias": jnp.asarray(draw.normal(size=5))}
+    out = jnp.asarray(draw.normal(size=(5, 1)))
+    want = np.maximum(np.asarray(hidden) @ inner["weight"] + inner["bias"], 0) @ out
+    np.testing.assert_allclose(heads.score({"score": out, "score_hidden": inner}, hidden), want[..., 0], rtol=1e-5)
+
+
+def test_where_a_hidden_layer_of_the_reward_head_comes_from():
+    """It may be asked for where the weights have no reward head; otherwise it is theirs. It is not exported."""
+    plain = decoder.Config(vocab_size=64)
+    deep = dataclasses.replace(plain, heads=("score",), score_hidden=16)
+    flat = tree.flatten(decoder.specs(deep), is_leaf=spec.is_spec)
+    assert flat["score_hidden/weight"].shape == (plain.hidden_size, 16) and flat["score"].shape == (16, 1)
+    source = lambda config: types.SimpleNamespace(config=config)  # noqa: E731
+    asked = {"score_hidden": 16}
+    assert setup.architecture(decoder, asked, source(plain), 64).score_hidden == 16
+    assert all(setup.architecture(decoder, given, source(deep), 64) == deep for given in ({}, asked))
+    linear = dataclasses.replace(plain, heads=("score",))
+    with pytest.raises(UserError, match="score_hidden is 16 but the score head of config.model.path has 0"):
+        setup.architecture(decoder, asked, source(linear), 64)
+    with pytest.raises(UserError, match="no class for a reward head with a hidden layer"):
+        hf_config.exported_head(deep)
 
 
 def test_gradient_scales_with_what_the_loss_is_multiplied_by(case):
