@@ -23,6 +23,7 @@ import io
 import json
 import os
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -203,40 +204,45 @@ def trained(model: Path, about: Subject, seed: int, folder: Path) -> Path:
     return folder
 
 
-def run(about: Subject, folder: Path, seeds: int, names: list[str]) -> list[dict[str, Any]]:
-    """The variants of these names (all, if there are none) at every share of the layers.
+def run(about: Subject, folder: Path, seeds: int, names: list[str]) -> Iterator[list[dict[str, Any]]]:
+    """The variants of these names (all, if there are none) at every share of the layers: the table after each seed.
 
     Mean and spread over the seeds of what is drawn or trained.
     """
-    table: list[dict[str, Any]] = [{"variant": "original", "shared": 0, "new_share": 0.0, "cache": 100.0,
-                                    **judged(about.model, about, folder / "original")}]  # fmt: skip
-    show(table[0])
-    for count in about.shared:
-        for name, variant in VARIANTS.items():
-            if names and name not in names:
-                continue
-            found = []
-            for seed in range(seeds if variant.trained else 1):
+    original = {"variant": "original", "shared": 0, "new_share": 0.0, "cache": 100.0,
+                **judged(about.model, about, folder / "original")}  # fmt: skip
+    show(original)
+    found: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for seed in range(seeds):
+        for count in about.shared:
+            for name, variant in VARIANTS.items():
+                if (names and name not in names) or (seed and not variant.trained):
+                    continue
                 place = folder / f"{count}" / name.replace(" ", "_").replace(",", "") / str(seed)
                 facts = converted(variant, about, count, seed, place / "converted")
                 model = place / "converted"
                 if variant.trained:
                     model = trained(model, about, seed, place / "run")
-                found.append({**facts, **judged(model, about, place / "judged"), **beside(model, about)})
-            row = {"variant": name, "shared": count, "seeds": len(found), "layers": found[0].pop("layers")}
-            for key in found[0]:
-                values = [entry[key] for entry in found]
-                row[key] = round(statistics.mean(values), 4)
-                if len(values) > 1 and key in ("perplexity", "accuracy", "kl"):
-                    row[f"{key}_sd"] = round(statistics.stdev(values), 4)
-            table.append(row)
-            show(row)
-    return table
+                one = {**facts, **judged(model, about, place / "judged"), **beside(model, about)}
+                found.setdefault((count, name), []).append(one)
+                show({"variant": f"{name}, seed {seed}", "shared": count, **one})
+        yield [original, *(summary(count, name, values) for (count, name), values in found.items())]
+
+
+def summary(count: int, name: str, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """A row of the table."""
+    row = {"variant": name, "shared": count, "seeds": len(found), "layers": found[0]["layers"]}
+    for key in (key for key in found[0] if key != "layers"):
+        values = [entry[key] for entry in found]
+        row[key] = round(statistics.mean(values), 4)
+        if len(values) > 1 and key in ("perplexity", "accuracy", "kl"):
+            row[f"{key}_sd"] = round(statistics.stdev(values), 4)
+    return row
 
 
 def show(row: dict[str, Any]) -> None:
     """A line of the table."""
-    print(f"{row['shared']:>2} layers  {row['variant']:<26} perplexity {row['perplexity']:8.3f}  "
+    print(f"{row['shared']:>2} layers  {row['variant']:<34} perplexity {row['perplexity']:8.3f}  "
           f"accuracy {row['accuracy']:.4f}  new {row['new_share']:5.2f} %  cache {row['cache']:5.1f} %",
           flush=True)  # fmt: skip
 
@@ -254,15 +260,16 @@ def main() -> None:
     about = subject(arguments.model, arguments.out, Path(os.environ.get("GRAMJAX_DATA", "")))
     if arguments.shared:
         about = dataclasses.replace(about, shared=tuple(map(int, arguments.shared.split(","))))
-    table = run(about, arguments.out / f"study_{arguments.model}", arguments.seeds,
-                [name for name in arguments.variants.split(";") if name])  # fmt: skip
     sizes = {key: value for key, value in dataclasses.asdict(about).items() if not isinstance(value, Path)}
     sizes["tokenizer"] = Path(sizes["tokenizer"]).name
     command = f"python benchmarks/lisa_study.py --out DIR --model {arguments.model} --seeds {arguments.seeds}"
-    with contextlib.redirect_stdout(io.StringIO()):
-        about_run = {"command": command, "machine": measure.machine(), "sizes": sizes}
-        found = scores(about, arguments.out / f"study_{arguments.model}" / SCORES)
-        measure.write(arguments.json, {**about_run, "scores": found, "table": table})
+    machine, folder = measure.machine(), arguments.out / f"study_{arguments.model}"
+    for table in run(about, folder, arguments.seeds, [name for name in arguments.variants.split(";") if name]):
+        with contextlib.redirect_stdout(io.StringIO()):
+            about_run = {"command": command, "machine": machine, "sizes": sizes}
+            measure.write(arguments.json, {**about_run, "scores": scores(about, folder / SCORES), "table": table})
+    for row in table:
+        show(row)
 
 
 if __name__ == "__main__":
