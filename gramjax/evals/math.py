@@ -24,6 +24,8 @@ from gramjax.generation.sampler import Sampler, request
 ROW_TYPES = (PROMPT_ONLY,)
 SAMPLES = True
 """`evaluate` is given a sampler, made with `config.generation`."""
+GOES_ON = True
+"""`evaluate` is given the rows that the same evaluation wrote before it was stopped."""
 
 ERROR = "error"
 """Reason of an answer that the grader failed on."""
@@ -112,13 +114,14 @@ class Answer:
     reason: str
     completion: Completion
 
-    def form(self, kind: str) -> Hashable:
-        """The answer as it is counted in a vote: the same for equal numbers and for equal expressions."""
-        if self.text is None or kind in ("choice", "exact"):
-            return self.text
-        plain = math_answers.normalised(self.text[: math_answers.MOST_CHARACTERS])
-        value = math_answers.value_of(plain)
-        return plain if value is None else value
+
+def form(text: str | None, kind: str) -> Hashable:
+    """An answer as it is counted in a vote: the same for equal numbers and for equal expressions."""
+    if text is None or kind in ("choice", "exact"):
+        return text
+    plain = math_answers.normalised(text[: math_answers.MOST_CHARACTERS])
+    value = math_answers.value_of(plain)
+    return plain if value is None else value
 
 
 def evaluate(
@@ -126,21 +129,22 @@ def evaluate(
     rows: Sequence[Mapping[str, Any]],
     config: Config,
     write_row: Callable[[dict[str, Any]], None] | None = None,
+    done: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator[tuple[str, Any]]:
     """Ask every problem `repeats` times; yield (name, value), plain numbers first, then tables (JSON-able).
 
     A reply without an answer is wrong. One that the grader fails on is wrong and counted in `num_errors`. `write_row`
-    receives one dict per problem, in the order of the rows, as soon as it and those before it are answered. Raises
-    DataError when no problem can be asked.
+    receives one dict per problem, in the order of the rows, as soon as it and those before it are answered; `done` are
+    those that it received before the evaluation was stopped. Raises DataError when no problem can be asked.
     """
     if "tokens" not in sampler.model.config.heads:
         raise UserError(f"answers need the head 'tokens'; the model has {', '.join(sampler.model.config.heads)}")
     rows = first(rows, config.limit)
-    skipped, used, records, forms = Tally(), Statistics(), [], []
-    asked = problems(rows, sampler, config, skipped)
+    skipped, used, records = Tally(), Statistics(), [dict(row) for row in done]
+    known = {row["id"] for row in done}
+    asked = problems([row for row in rows if str(row["id"]) not in known], sampler, config, skipped)
     for problem, completions in sampler.answered(asked, lambda problem: problem.requests, used):
         drawn, *once = [[graded(c, problem, config) for c in samples] for samples in completions]
-        forms.append([answer.form(problem.kind) for answer in drawn])
         records.append(record(problem, drawn, once[0][0] if once else None, config))
         if write_row is not None:
             write_row({k: v for k, v in records[-1].items() if k != "completions" or config.keep_completions})
@@ -149,6 +153,7 @@ def evaluate(
         raise DataError(f"0 of {len(rows)} problems can be asked: {reasons or 'there are no rows'}")
     greedy = [r["greedy"]["verdict"] for r in records] if config.greedy else None
     verdicts = [r["verdicts"] for r in records]
+    forms = [[form(text, r["kind"]) for text in r["answers"]] for r in records]
     found = dict(repeated.summarise(verdicts, forms, greedy, config.pass_at, config.uncertain, config.group_size))
     tables = {name: value for name, value in found.items() if isinstance(value, dict | list)}
     yield from ((name, value) for name, value in found.items() if name not in tables)
@@ -162,7 +167,7 @@ def evaluate(
             yield name, table
     yield "skipped", {reason: {"count": count, "first": first} for reason, (count, first) in skipped.items()}
     yield "settings", dataclasses.asdict(config)
-    yield "engine", engine(sampler, used)
+    yield "engine", engine(sampler, used) | {"answered_before": len(done)}
 
 
 def first(rows: Sequence[Mapping[str, Any]], limit: int) -> list[Mapping[str, Any]]:

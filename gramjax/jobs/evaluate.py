@@ -55,7 +55,9 @@ def main(argv: list[str]) -> int:
     processes.agree_on_code()
     processes.agree("config", folder.as_dict(config), folder.differences)
     processes.by_the_first(lambda: describe(config, arguments.overrides, workdir))
-    served = signals.served(signals.BEGINS_AGAIN, jax.process_count() > 1)
+    several = jax.process_count() > 1
+    goes_on = not several and evaluation.goes_on(config.evals)
+    served = signals.served(signals.GOES_ON if goes_on else signals.BEGINS_AGAIN, several)
     if config.get("ensemble", {}).get("members"):
         with served:
             judge_together(config, arguments.overrides, workdir)

@@ -21,6 +21,7 @@ from gramjax.data.text import Renderer  # noqa: E402
 from gramjax.evals import math as evaluation  # noqa: E402
 from gramjax.generation.request import Completion  # noqa: E402
 from gramjax.generation.sampler import Sampler  # noqa: E402
+from gramjax.training import evaluation as running  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,46 @@ def said(row, sample):
     return (
         REPLIES[row["id"]][sample] if sample >= 0 else {"p0": "\\boxed{12}", "p1": "?", "p2": "\\boxed{7}"}[row["id"]]
     )
+
+
+def test_what_was_answered_before_a_stop_is_not_asked_again():
+    """The same numbers as in one go, and only the problems that were left are asked."""
+    rows, asked = problems(["12", "\\frac12", "7"]), []
+
+    def heard(row, sample):
+        asked.append(row["id"])
+        return said(row, sample)
+
+    whole, written = run(rows, said)
+    config, rest = evaluation.Config(repeats=4), []
+    done = json.loads(json.dumps(written[:2]))
+    found = dict(evaluation.evaluate(scripted(heard), rows, config, rest.append, done))
+    assert set(asked) == {"p2"} and json.loads(json.dumps(rest)) == json.loads(json.dumps(written[2:]))
+    assert found["engine"].pop("answered_before") == 2 and whole["engine"].pop("answered_before") == 0
+    strip = lambda results: {name: value for name, value in results.items() if name != "engine"}  # noqa: E731
+    assert strip(found) == strip(whole)
+
+
+def test_answers_of_another_evaluation_are_not_taken_over(tmp_path):
+    """Only rows with the settings, the data and the weights of now count; a line cut by a kill is asked again."""
+    rows, weights = problems(["12", "7"]), {"w": np.arange(6.0).reshape(2, 3)}
+    config = evaluation.Config(repeats=4)
+    what = running.identity(config, {"model": "m"}, rows, weights)
+    with running.written_early(tmp_path, "math", [], what) as keep:
+        keep({"id": "p0"})
+    with (tmp_path / "math.rows.jsonl").open("a") as file:
+        file.write('{"id": "p')
+    assert running.stopped_at(tmp_path, "math", what) == [{"id": "p0"}]
+    others = [
+        (dataclasses.replace(config, seed=1), {"model": "m"}, rows, weights),
+        (config, {"model": "other"}, rows, weights),
+        (config, {"model": "m"}, problems(["12", "8"]), weights),
+        (config, {"model": "m"}, rows, {"w": weights["w"] + 1e-3}),
+    ]
+    for other in others:
+        assert running.stopped_at(tmp_path, "math", running.identity(*other)) == []
+    running.write_results(tmp_path, "math", [{"id": "p0"}], {"k": 1})
+    assert running.stopped_at(tmp_path, "math", what) == [], "it was finished"
 
 
 @pytest.mark.smoke
