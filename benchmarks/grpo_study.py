@@ -7,6 +7,10 @@ overrides below, three seeds; a run that is done is not repeated. Measured on he
 after: the share of paragraphs that name a tree and end in time, distinct-1 and -2 (different words and word pairs over
 all of them), tokens, and the KL divergence to the start, nats per token (k1 over own samples).
 
+`warm_*` go on from a warmed start instead, as from a model that was taught by examples first: the start fine-tuned on
+its own right paragraphs (those among 32 draws to each training prompt), which is right about a quarter of the time.
+Their KL divergence is that to the warmed start.
+
 `preference` learns from a Bradley-Terry model that this program trains first, on pairs of the start's own paragraphs in
 which the one with more words of joy is preferred; the words themselves are the gold that the model stands for.
 """
@@ -29,7 +33,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "relative_length": ("--config.reward.relative_length=True", "--config.reward.relative_length_budget=32.0"),
     "offline": ("--config.grpo.offline_fraction=0.0625", "--config.grpo.offline_per_prompt=2"),
     "preference": (),
+    "warm_all": (),
+    "warm_positive": ("--config.grpo.samples=positive",),
+    "warm_negative": ("--config.grpo.samples=negative",),
 }
+WARM = "warm"
 SEEDS = (0, 1, 2)
 JOY = ("happy", "smiled", "love", "loved", "laughed", "fun", "friend", "friends", "play", "played", "nice", "hugged")
 PROMPTS, DRAWS = 128, 4
@@ -59,6 +67,10 @@ class Place:
         """Flags that name the start."""
         return [f"--config.model.path={self.weights}", f"--config.tokenizer.path={self.tokenizer}"]
 
+    def warm(self) -> Path:
+        """The folder of the warmed start."""
+        return self.out / WARM
+
 
 def sampler(path: str, tokenizer: str) -> Any:
     """A model opened for drawing, as the training draws."""
@@ -86,30 +98,53 @@ def draw(opened: Any, split: str, count: int, draws: int, seed: int) -> list[tup
     return [(done.request.columns["prompt"], done) for done in opened.generate(requests)]
 
 
-def judged(place: Place, path: str, seed: int) -> dict[str, float]:
-    """What a model writes for held-out prompts."""
+def judged(place: Place, path: str, seed: int, start: str = "") -> dict[str, float]:
+    """What a model writes for held-out prompts; `start`: of its KL divergence, else the model of llama2.c."""
     import numpy as np
 
     from gramjax.generation.scoring import completion_logprobs
-    from gramjax.rewards.contains import has
 
     opened = sampler(path, place.tokenizer)
     found = draw(opened, "valid", PROMPTS, DRAWS, 1000 + seed)
     texts = [done.text for _, done in found]
-    first = sampler(place.weights, place.tokenizer)
-    start = completion_logprobs(first, [d.request.tokens for _, d in found], [d.token_ids for _, d in found])
+    first = sampler(start or place.weights, place.tokenizer)
+    before = completion_logprobs(first, [d.request.tokens for _, d in found], [d.token_ids for _, d in found])
     own = np.array([sum(done.model_logprobs) for _, done in found])
     lengths = [len(done.token_ids) for _, done in found]
     return {
-        "tree": float(np.mean([has(done.text, "tree") and len(done.token_ids) <= 60 for _, done in found])),
+        "tree": float(np.mean([right(done) for _, done in found])),
         "ended": float(np.mean([done.finish_reason == "stop" for _, done in found])),
         "joy": float(np.mean([joy(text) for text in texts])),
         "distinct_1": distinct(texts, 1),
         "distinct_2": distinct(texts, 2),
         "different_texts": len(set(texts)) / len(texts),
         "tokens": float(np.mean(lengths)),
-        "kl": float(np.sum(own - start) / np.sum(lengths)),
+        "kl": float(np.sum(own - before) / np.sum(lengths)),
     }
+
+
+def right(done: Any) -> bool:
+    """Whether a paragraph has the reward: it names a tree and ends in time."""
+    from gramjax.rewards.contains import has
+
+    return has(done.text, "tree") and len(done.token_ids) <= 60
+
+
+def warmed(place: Place) -> Path:
+    """The start fine-tuned on the right ones among its own paragraphs."""
+    rows, folder = place.out / "right.jsonl", place.warm()
+    if not rows.exists():
+        drawn = draw(sampler(place.weights, place.tokenizer), "train", 512, 32, 77)
+        lines = [{"prompt": prompt, "completion": done.text + "\n"} for prompt, done in drawn if right(done)]
+        rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if not (folder / "DONE").exists():
+        train("sft", folder, [
+            *place.start(), f"--config.data.train=('{rows}',)", "--config.data.max_length=96",
+            "--config.optim.lr=5e-4", "--config.optim.schedule=constant", "--config.optim.warmup_ratio=0.0",
+            "--config.train.batch_size=32", "--config.train.epochs=2", "--config.train.remat=none",
+            "--config.train.scan_layers=False", "--config.data.packing=False",
+        ])  # fmt: skip
+    return folder
 
 
 def reward_model(place: Place) -> Path:
@@ -182,7 +217,9 @@ def run(place: Place, variant: str, seed: int) -> dict[str, Any]:
     from gramjax.core.writer import read_metrics
 
     folder = place.out / f"{variant}-{seed}"
-    config, flags = "grpo_stories", [*place.start(), *VARIANTS[variant], f"--config.seed={seed}"]
+    warm = str(warmed(place)) if variant.startswith(WARM) else ""
+    start = [f"--config.model.path={warm}"] if warm else place.start()
+    config, flags = "grpo_stories", [*start, *VARIANTS[variant], f"--config.seed={seed}"]
     if variant == "preference":
         config = str(place.out / "preference.py")
         Path(config).write_text(PREFERENCE.format(path=str(reward_model(place))))
@@ -193,30 +230,34 @@ def run(place: Place, variant: str, seed: int) -> dict[str, Any]:
              "frac_reward_zero_std", "offline/injected")  # fmt: skip
     entries = [entry for entry in read_metrics(folder / "metrics.jsonl") if "reward" in entry]
     curves = {name: [round(e[name], 4) for e in entries] for name in names if name in entries[0]}
-    return {"variant": variant, "seed": seed, "after": judged(place, str(folder), seed), "curves": curves}
+    return {"variant": variant, "seed": seed, "after": judged(place, str(folder), seed, warm), "curves": curves}
 
 
 def figure(results: dict[str, Any], path: Path) -> None:
-    """The share of right answers and the length by step, a line for each run."""
+    """The share of right answers and the length by step, a line for each run; the warmed start by itself."""
     from gramjax.plots import style
 
     colours = (style.BLUE, style.GREEN, style.RED, style.PURPLE, style.ORANGE, style.INK)
+    cold = [variant for variant in VARIANTS if not variant.startswith(WARM)]
+    warm = [variant for variant in VARIANTS if variant.startswith(WARM)]
 
     def lines(axes: Any) -> None:
-        for axis, name, title in (
-            (axes[0], "rewards/contains/mean", "A tree, in time"),
-            (axes[1], "completions/mean_length", "Tokens of a paragraph"),
+        for axis, variants, name, title in (
+            (axes[0], cold, "rewards/contains/mean", "A tree, in time"),
+            (axes[1], cold, "completions/mean_length", "Tokens of a paragraph"),
+            (axes[2], warm, "rewards/contains/mean", "A tree, in time: from the warmed start"),
         ):
-            for variant, colour in zip(VARIANTS, colours):
+            for variant, colour in zip(variants, colours):
                 own = [r["curves"][name] for r in results["runs"] if r["variant"] == variant and name in r["curves"]]
                 for number, values in enumerate(own):
-                    label = variant.replace("_", " ") if number == 0 else None
+                    label = variant.removeprefix(WARM).strip("_").replace("_", " ") if number == 0 else None
                     axis.plot(range(1, len(values) + 1), values, color=colour, alpha=0.8, label=label)
             axis.set_title(title)
             axis.set_xlabel("Optimiser step")
         axes[0].legend(loc="best")
+        axes[2].legend(loc="best")
 
-    style.figure(lines, path, (9.2, 3.4), nrows=1, ncols=2)
+    style.figure(lines, path, (13.2, 3.4), nrows=1, ncols=3)
 
 
 def table(results: dict[str, Any]) -> str:
@@ -225,9 +266,11 @@ def table(results: dict[str, Any]) -> str:
 
     names = ("tree", "joy", "tokens", "distinct_1", "distinct_2", "different_texts", "kl")
     out = [f"| learned from | seeds | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
-    before = " | ".join(f"{results['before'][name]:.3f}" for name in names[:-1])
-    out.append(f"| (start) | | {before} | 0 |")
     for variant in VARIANTS:
+        first = {"all": "before", "warm_all": "warmed"}.get(variant)
+        if first in results:
+            before = " | ".join(f"{results[first][name]:.3f}" for name in names[:-1])
+            out.append(f"| ({'start' if first == 'before' else 'warmed start'}) | | {before} | 0 |")
         runs = [run["after"] for run in results["runs"] if run["variant"] == variant]
         if runs:
             cells = [f"{np.mean(v):.3f} ± {np.std(v):.3f}" for v in ([run[name] for run in runs] for name in names)]
@@ -260,6 +303,8 @@ def main() -> None:
     }  # fmt: skip
     if "before" not in results:
         results["before"] = judged(place, place.weights, 0)
+    if "warmed" not in results and any(variant.startswith(WARM) for variant in given.variants):
+        results["warmed"] = judged(place, str(warmed(place)), 0)
     known = {(r["variant"], r["seed"]) for r in results["runs"]}
     for seed in given.seeds:
         for variant in given.variants:
