@@ -5,7 +5,7 @@
 
 Every cell is `gramjax plan --json` in a process of its own; results are kept in benchmarks/results/scale.json, and
 what is there is not compiled again. One sequence of 2,048 tokens per device, then, with --largest, about the most that
-fit: a number that should, and the number that the line through these two memories gives, each compiled.
+fit: a number that should, then those that the line through the memories gives, each compiled.
 """
 
 import argparse
@@ -56,22 +56,21 @@ def more(found: dict[str, Any], devices: int, fixed: float, grows: float) -> int
 def largest_that_fits(one: dict[str, Any], devices: int, tried: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
     """The plan of about the most sequences that fit; `one` has a sequence per device and fits.
 
-    First all that is not parameters or optimiser is taken to grow with the sequences, which is too careful: weights
-    are gathered once for all of them. Then the line through both goes on.
+    First all that is not parameters or optimiser is taken to grow with the sequences, which is mostly too careful:
+    weights are gathered once for all of them. Then the line through both memories (that of a program that does not fit
+    is known, too) says how many.
     """
     fixed = one["parameters_gib"] + one["optimizer_gib"]
     count = more(one, devices, fixed, one["peak_gib_per_device"] - fixed)
-    if count == devices:
-        return one
-    second = tried(count)
-    if not second["fits"]:
-        return one
-    rises = (second["peak_gib_per_device"] - one["peak_gib_per_device"]) / (count / devices - 1)
-    count = more(one, devices, one["peak_gib_per_device"] - rises, rises)
-    if count <= second["sequences"]:
-        return second
-    third = tried(count)
-    return third if third["fits"] else second
+    found = [one]
+    for _ in range(3):
+        if any(count == plan["sequences"] for plan in found):
+            break
+        found.append(tried(count))
+        last = found[-1]
+        rises = (last["peak_gib_per_device"] - one["peak_gib_per_device"]) / (last["sequences"] / devices - 1)
+        count = more(one, devices, one["peak_gib_per_device"] - rises, rises)
+    return max((plan for plan in found if plan["fits"]), key=lambda plan: plan["sequences"])
 
 
 def cell(model: str, use: str, topology: str, known: dict[str, Any], largest: bool) -> dict[str, Any]:
