@@ -61,11 +61,12 @@ def make(found: Service | WrittenService, token: str = "", max_bytes: int = 1 <<
         """Scores in the form of vLLM and SGLang: `probs` holds the sigmoid of the score, or with `use_activation` false
         the score itself. Of a judge it is the probability that the answer beats the reference either way."""
         found.check_name(body.model)
-        if (body.input is None) == (body.text is None):
-            raise Refused(422, "give 'input' (or 'text', not both)", "input")
+        given = [one for one in (body.input, body.text, body.messages) if one is not None]
+        if len(given) != 1:
+            raise Refused(422, "give 'input' (or 'text' or 'messages', only one of them)", "input")
         if not body.add_special_tokens and not found.special_tokens:
             raise Refused(400, "add_special_tokens must be true: see config.serve.special_tokens", "add_special_tokens")
-        items = with_references(items_of(body.input if body.text is None else body.text), body.reference)
+        items = with_references(items_of(given[0]), body.reference)
         found.check_count(len(items), "input")
         scored = await found.score(items)
         activate = body.activated and not found.judges

@@ -42,11 +42,13 @@ References = Text | Annotated[list[Text], Field(min_length=1)] | None
 
 
 class Classify(Strict):
-    """`/v1/classify` (the form of vLLM; `text` instead of `input` as SGLang has it)."""
+    """`/v1/classify` (the form of vLLM; `text` instead of `input` as SGLang has it), with one of the three."""
 
     model: str | None = None
     input: Item | Annotated[list[Item], Field(min_length=1)] | None = None
     text: str | Annotated[list[str], Field(min_length=1)] | None = None
+    messages: Messages | None = None
+    """One conversation that ends with its answer, as newer versions of vLLM take it."""
     use_activation: bool | None = None
     """Answer the sigmoid of a score (a probability, the default); False: the score itself."""
     activation: bool | None = None

@@ -76,6 +76,11 @@ def test_one_answer_has_a_score_against_a_reference_only(client, tiny_judge, tmp
         answer = client.post(route, json={**body, "reference": ANSWERS[2]}).json()
         score = answer["data"][0]["probs"][0] if "data" in answer else answer["rewards"][0]
         assert score == pytest.approx(wanted, abs=1e-6)
+    talk = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": ANSWERS[0]}]
+    asked = [client.post("/classify", json={name: talk, "reference": ANSWERS[2]}) for name in ("messages", "input")]
+    assert all(answer.json()["data"][0]["probs"] == [pytest.approx(wanted, abs=1e-6)] for answer in asked)
+    both = client.post("/classify", json={"messages": talk, "input": "x", "reference": ANSWERS[2]})
+    assert both.status_code == 422 and "only one of them" in both.json()["error"]["message"]
     whole = client.post("/get_reward", json={"query": [PROMPT + ANSWERS[0]], "reference": ANSWERS[2]})
     assert whole.status_code == 400 and "needs the prompt apart" in whole.json()["error"]["message"]
     assert client.post("/v1/score/evaluation", json={"messages": ["text"]}).status_code == 400
