@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gramjax.checkpoint import state
+from gramjax.checkpoint import best, state
 from gramjax.checkpoint.source import open_source
 from gramjax.core import tree
 from gramjax.core.writer import read_metrics
@@ -25,6 +25,9 @@ STEPS = 60
 SETTINGS = [f"--config.train.steps={STEPS}", "--config.train.save_every=10", "--config.train.eval_every=20",
             "--config.evals.preference.batch_size=8", "--config.evals.preference.share=False",
             "--config.safety.check_replicas_every=15"]  # fmt: skip
+BEST = ["--config.train.keep=1", "--config.train.keep_best=1", "--config.train.best_metric=eval/preference/nll",
+        "--config.train.best_mode=min"]  # fmt: skip
+
 
 
 def environment(devices=1, fault=""):
@@ -121,7 +124,7 @@ def undisturbed(run, *settings):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return undisturbed(tmp_path_factory.mktemp("alone") / "run")
+    return undisturbed(tmp_path_factory.mktemp("alone") / "run", *BEST)
 
 
 def test_a_run_that_is_killed_and_stopped_again_and_again_ends_as_an_undisturbed_one(alone, tmp_path):
@@ -129,20 +132,20 @@ def test_a_run_that_is_killed_and_stopped_again_and_again_ends_as_an_undisturbed
     launcher in a step; then to the end: always the same command."""
     run = tmp_path / "run"
     with (tmp_path / "log").open("w") as log:
-        code, text = finished(launch(run, log=log, fault="kill@save10:1"), log)
+        code, text = finished(launch(run, *BEST, log=log, fault="kill@save10:1"), log)
         assert code == 128 + 9 and "process 1 ended with 137" in text, text[-3000:]
         assert max(state.steps_of(run), default=0) <= 10
 
-        code, text = finished(launch(run, log=log, fault="term@eval20:1"), log)
+        code, text = finished(launch(run, *BEST, log=log, fault="term@eval20:1"), log)
         assert code == 75 and "in the evaluation of step 20; it is saved" in text, text[-3000:]
         assert max(state.steps_of(run)) == 20 == max(steps_in(run))
         assert all(evaluated is None for _, _, evaluated in lines_in(run)), "half an evaluation is none"
 
-        code, text = finished(launch(run, log=log, fault="kill@save40:0"), log)
+        code, text = finished(launch(run, *BEST, log=log, fault="kill@save40:0"), log)
         assert code == 128 + 9 and "process 0 ended with 137" in text, text[-3000:]
         assert 20 <= max(state.steps_of(run)) <= 40 and state.verify(run, max(state.steps_of(run))) == []
 
-        job = launch(run, log=log, fault="slow@step1")
+        job = launch(run, *BEST, log=log, fault="slow@step1")
         wait_for_step(job, run, max(steps_in(run)) + 3, log)
         job.send_signal(signal.SIGTERM)
         code, text = finished(job, log)
@@ -150,10 +153,12 @@ def test_a_run_that_is_killed_and_stopped_again_and_again_ends_as_an_undisturbed
         stopped = max(state.steps_of(run))
         assert stopped < STEPS and max(steps_in(run)) == stopped
 
-        code, text = finished(launch(run, log=log), log)
+        code, text = finished(launch(run, *BEST, log=log), log)
         assert code == 0, text[-3000:]
     assert lines_in(run) == lines_in(alone)
     assert steps_in(run) == list(range(1, STEPS + 1))
+    assert state.steps_of(run) == state.steps_of(alone) and state.steps_of(run)[-1] == STEPS
+    assert best.step_of(run) == best.step_of(alone) == state.steps_of(run)[0], "the best stays beside the newest (F25)"
     want, got = params_of(alone), params_of(run)
     for path in want:
         np.testing.assert_array_equal(got[path], want[path], err_msg=path)
