@@ -5,7 +5,8 @@ python tests/faults/chaos.py [--kills 30] [--minutes 10] [--seed 0]
 Each round starts the same command and disturbs it: SIGKILL to one process at any time (the first compilation is hit as
 well) or while it saves, SIGTERM to one process at any time or in an evaluation, SIGTERM or Ctrl-C to the launcher. At
 the end the run goes to its last step. The weights must be bit-equal to those of one process with two devices, and every
-line of metrics, those of evaluations too, must be there once and say the same.
+line of metrics, those of evaluations too, must be there once and say the same; the same checkpoints must be kept (the
+best one and the newest).
 """
 
 import argparse
@@ -24,7 +25,7 @@ import test_two_processes as two  # noqa: E402
 
 STEPS, SAVE_EVERY, EVAL_EVERY = 360, 5, 20
 SETTINGS = (f"--config.train.steps={STEPS}", f"--config.train.save_every={SAVE_EVERY}",
-            f"--config.train.eval_every={EVAL_EVERY}", "--config.safety.max_crashes=0")  # fmt: skip
+            f"--config.train.eval_every={EVAL_EVERY}", "--config.safety.max_crashes=0", *two.BEST)  # fmt: skip
 WAYS = ("kill", "kill in a save", "term", "term in an evaluation", "launcher term", "launcher ctrl-c")
 PATIENCE = 240
 """Seconds after which a job that does not end counts as hanging."""
@@ -91,10 +92,12 @@ def main() -> int:
         want, got = two.params_of(alone), two.params_of(run)
         equal = all((got[path] == want[path]).all() for path in want)
         whole = two.lines_in(run) == two.lines_in(alone) and two.steps_in(run) == list(range(1, STEPS + 1))
+        kept = two.state.steps_of(run) == two.state.steps_of(alone)
         counts = ", ".join(f"{count} {way}" for way, count in sorted(ways.items()))
         print(f"{ways.total()} disturbances ({counts}) in {time.time() - started:.0f} s; {hung} did not end; last exit "
-              f"{code}; weights bit-equal: {equal}; every line of metrics once and the same: {whole}")  # fmt: skip
-        if code or hung or not (equal and whole):
+              f"{code}; weights bit-equal: {equal}; every line of metrics once and the same: {whole}; "
+              f"same checkpoints kept: {kept}")  # fmt: skip
+        if code or hung or not (equal and whole and kept):
             log.flush()
             print((Path(folder) / "log").read_text()[-4000:])
             return 1
