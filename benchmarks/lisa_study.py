@@ -164,13 +164,19 @@ def chosen(about: Subject, count: int, folder: Path) -> list[int]:
     return sorted(sorted(range(1, about.layers), key=lambda layer: cost[layer])[:count])
 
 
+def start(variant: Variant, seed: int) -> str:
+    """A name for what a variant starts from, the same for variants that start from the same."""
+    drawn = f"-{seed}" if variant.init == "share" and variant.method != "share" else ""  # else nothing is drawn
+    return f"{variant.method}-{variant.init}-{'chosen' if variant.chosen else 'deepest'}{drawn}"
+
+
 def converted(variant: Variant, about: Subject, count: int, seed: int, target: Path) -> dict[str, Any]:
     """Convert the model; what the verb says of layers, parameters and cache."""
     note = target.with_suffix(".txt")
     if not target.exists():
         layers = f"deepest:{count}"
         if variant.chosen:
-            layers = ",".join(map(str, chosen(about, count, target.parents[3] / SCORES)))
+            layers = ",".join(map(str, chosen(about, count, target.parents[2] / SCORES)))
         options = [f"--layers={layers}", f"--method={variant.method}", "--to=lisa", f"--seed={seed}"]
         if variant.method not in ("share", "align", "cla"):
             options.append(f"--set=rank={about.rank}")
@@ -219,8 +225,8 @@ def run(about: Subject, folder: Path, seeds: int, names: list[str]) -> Iterator[
                 if (names and name not in names) or (seed and not variant.trained):
                     continue
                 place = folder / f"{count}" / name.replace(" ", "_").replace(",", "") / str(seed)
-                facts = converted(variant, about, count, seed, place / "converted")
-                model = place / "converted"
+                model = folder / f"{count}" / "converted" / start(variant, seed)
+                facts = converted(variant, about, count, seed, model)
                 if variant.trained:
                     model = trained(model, about, seed, place / "run")
                 one = {**facts, **judged(model, about, place / "judged"), **beside(model, about)}
