@@ -63,8 +63,8 @@ def largest_that_fits(one: dict[str, Any], devices: int, tried: Callable[[int], 
     fixed = one["parameters_gib"] + one["optimizer_gib"]
     count = more(one, devices, fixed, one["peak_gib_per_device"] - fixed)
     found = [one]
-    for _ in range(2):
-        if any(count == plan["sequences"] for plan in found):
+    for number in range(3):
+        if any(count == plan["sequences"] for plan in found) or (number == 2 and found[-1]["fits"]):
             break
         found.append(tried(count))
         last = found[-1]
