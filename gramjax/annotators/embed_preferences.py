@@ -16,7 +16,7 @@ import numpy as np
 from gramjax.core import margins, representations
 from gramjax.core.errors import UserError
 from gramjax.data.rows import Drop
-from gramjax.scoring.representations import Encoder, both_orders, rendered
+from gramjax.scoring.representations import Encoder, Read, both_orders, rendered
 
 ROW_TYPES = ("preference", "pair_unlabelled")
 OPENS = "network"
@@ -82,7 +82,7 @@ def _chunks(rows: Iterable[Mapping[str, Any]], size: int) -> Iterator[list[Mappi
         yield chunk
 
 
-def _sequences(row: Mapping[str, Any], encoder: Encoder, config: Config) -> list[np.ndarray]:
+def _sequences(row: Mapping[str, Any], encoder: Encoder, config: Config) -> list[Read]:
     renderer = encoder.renderer
     if config.kind == "prompt":
         ids = renderer.prompt(row["prompt"])
@@ -99,7 +99,7 @@ def _sequences(row: Mapping[str, Any], encoder: Encoder, config: Config) -> list
 
 
 def _represent(
-    rows: Sequence[Mapping[str, Any]], sequences: Sequence[np.ndarray], encoder: Encoder, config: Config
+    rows: Sequence[Mapping[str, Any]], sequences: Sequence[Read], encoder: Encoder, config: Config
 ) -> Iterator[dict[str, Any]]:
     found = encoder.read("pair", sequences, config.batch_size)
     for row, (first, second) in zip(rows, found.reshape(len(rows), 2, -1), strict=True):
@@ -119,7 +119,7 @@ def _represent(
 
 
 def _subtract(
-    rows: Sequence[Mapping[str, Any]], sequences: Sequence[np.ndarray], encoder: Encoder, config: Config
+    rows: Sequence[Mapping[str, Any]], sequences: Sequence[Read], encoder: Encoder, config: Config
 ) -> Iterator[dict[str, Any]]:
     found = encoder.read("last", sequences, config.batch_size).reshape(len(rows), 2, -1)
     for row, (chosen, rejected) in zip(rows, found, strict=True):
@@ -127,7 +127,7 @@ def _subtract(
 
 
 def _prompts(
-    rows: Sequence[Mapping[str, Any]], sequences: Sequence[np.ndarray], encoder: Encoder, config: Config
+    rows: Sequence[Mapping[str, Any]], sequences: Sequence[Read], encoder: Encoder, config: Config
 ) -> Iterator[dict[str, Any]]:
     for row, vector in zip(rows, encoder.read("mean", sequences, config.batch_size), strict=True):
         yield {**row, "vector": vector}

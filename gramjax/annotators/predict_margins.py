@@ -22,7 +22,7 @@ from gramjax.core.config import section
 from gramjax.core.errors import UserError
 from gramjax.core.margins import Standardisation
 from gramjax.data import readers
-from gramjax.scoring.representations import Encoder, both_orders, rendered
+from gramjax.scoring.representations import Encoder, Read, both_orders, rendered
 
 ROW_TYPES = ("preference",)
 OPENS = "network"
@@ -131,7 +131,7 @@ def _features(
     return usable, np.abs(difference) / 2 if config.method == "order_logit" else difference
 
 
-def _sequences(row: Mapping[str, Any], encoder: Encoder, config: Config) -> list[np.ndarray]:
+def _sequences(row: Mapping[str, Any], encoder: Encoder, config: Config) -> list[Read]:
     if config.method == "constant":
         return []
     pair = row["prompt"], row["chosen"], row["rejected"]

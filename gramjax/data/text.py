@@ -340,12 +340,13 @@ class Renderer:
             return check_mask(*self._rendered(self._templated(turns)))
         return check_mask(*self._rendered(self._end([*question, Segment("\n\n"), *score(answers)])))
 
-    def preference(self, prompt: Text, first: Text, second: Text) -> list[int]:
+    def preference(self, prompt: Text, first: Text, second: Text) -> tuple[list[int], list[float]]:
         """The question, both marked answers, and one place for a learned vector, the last (LRHP, arXiv 2410.04503).
 
         Under a chat template the answers stand where an assistant's turn does, which is not closed. The order of the
         answers does not change the length. What id stands at the last place means nothing: the model puts its own
-        vector there. Raises Drop by the length policy; markers and the last place are never cut.
+        vector there. The mask is 1 at the tokens of both answers. Raises Drop by the length policy; markers and the
+        last place are never cut.
         """
         question, answers = self._question(prompt), self._answers(first, second)
         segments = [*question, Segment("\n\n"), *answers]
@@ -357,8 +358,9 @@ class Renderer:
             templated = score(self._templated(turns), False)
             end = max(i for i, segment in enumerate(templated) if segment.part == "second")
             segments = [*templated[: end + 1], Segment(f"\n{END.format('B')}")]
-        ids, _ = flatten(self._fit(self._ids(segments), self.section.max_length - 1))
-        return [*ids, self.tokenizer.pad_id]
+        marked = [dataclasses.replace(segment, scored=segment.part in ("first", "second")) for segment in segments]
+        ids, mask = flatten(self._fit(self._ids(marked), self.section.max_length - 1))
+        return [*ids, self.tokenizer.pad_id], [*mask, 0.0]
 
     @functools.cached_property
     def verdict_ids(self) -> tuple[int, int]:

@@ -8,13 +8,12 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from jax.sharding import Mesh
 
 from gramjax.core import judgements, leaderboards, margins, statistics
 from gramjax.core.errors import DataError, UserError
 from gramjax.data.rows import Drop, Tally, text_length
-from gramjax.scoring.representations import Encoder, both_orders
+from gramjax.scoring.representations import Encoder, Read, both_orders
 
 ROW_TYPES = ("preference",)
 
@@ -70,7 +69,7 @@ def evaluate(
         section = dataclasses.replace(renderer.section, overlong=config.overlong)
         renderer = dataclasses.replace(renderer, section=section)
     used: list[Mapping[str, Any]] = []
-    sequences: list[np.ndarray] = []
+    sequences: list[Read] = []
     skipped = Tally()
     for index, row in enumerate(list(rows)[: config.limit or None]):
         try:

@@ -15,6 +15,7 @@ from gramjax.core.errors import UserError
 from gramjax.core.sharding import Constrain, constrainer
 from gramjax.core.spec import Spec
 from gramjax.models import block, lisa, lora, rotary, stack, vocabulary
+from gramjax.models.heads import POOLS
 from gramjax.models.lisa import LisaSection
 
 LARGEST_SIZE = 2**31
@@ -56,6 +57,9 @@ class Config:
     and order of two responses) and `margin` (of a preference representation) exist."""
     preference_width: int = 0
     """Width that preference representations are projected to; 0: that of the hidden states, no projection."""
+    preference_pool: str = "token"
+    """What preference representations are made of: the hidden state at the learned `token`, the last one, or the mean
+    over the tokens of both responses (`mean_responses`)."""
     score_hidden: int = 0
     """Width of a hidden layer (ReLU) in the reward head, as GRM published it with 1024; 0: the head is linear."""
     init_scale: float = 0.02
@@ -89,6 +93,8 @@ def check(config: Config) -> None:
     for name in ("preference_width", "score_hidden"):
         if not 0 <= getattr(config, name) < LARGEST_SIZE:
             raise UserError(f"{name} is {getattr(config, name)}; it must be 0 or more, and below {LARGEST_SIZE}")
+    if config.preference_pool not in POOLS:
+        raise UserError(f"preference_pool is {config.preference_pool!r}; use {' or '.join(POOLS)}")
     if "margin" in config.heads and "preference" not in config.heads:
         raise UserError("the head 'margin' reads preference representations: it needs the head 'preference'")
     lisa.check(config.lisa, config.num_layers, config.head_dim)

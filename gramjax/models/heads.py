@@ -63,6 +63,27 @@ def learned_mask(ends_BN: jax.Array, mask_BN: jax.Array, length: int) -> jax.Arr
     return jnp.any(hit_BNT & (mask_BN[..., None] > 0), axis=-2)
 
 
+POOLS = ("token", "mean_responses")
+"""What a preference representation is made of."""
+
+
+def pooled(hidden_BTD: jax.Array, batch: Any, response_BT: jax.Array, pool: str) -> jax.Array:
+    """States [B, N, D] that pairs are represented by: at the learned token, the last of each example, or the mean over
+    its response tokens (`response_BT` is 1 there)."""
+    if pool == "token":
+        return take_positions(hidden_BTD, batch["ends"])
+    slots = 1 + jnp.arange(batch["ends"].shape[-1])
+    inside_BNT = (batch["segment_ids"][:, None, :] == slots[:, None]) * response_BT[:, None, :].astype(jnp.float32)
+    total_BND = jnp.einsum("BNT,BTD->BND", inside_BNT, hidden_BTD.astype(jnp.float32))
+    return total_BND / jnp.maximum(jnp.sum(inside_BNT, axis=-1, keepdims=True), 1.0)
+
+
+def responses(batch: Any) -> jax.Array:
+    """Where response tokens stand [B, T], from the mask of a training batch, which is aligned with the labels."""
+    mask_BT = batch["loss_mask"]
+    return jnp.pad(mask_BT[:, :-1], ((0, 0), (1, 0)))
+
+
 def representation(weights: Any, hidden_BND: jax.Array) -> jax.Array:
     """Preference representations [B, N, P] of the hidden states at the learned token."""
     hidden = hidden_BND.astype(jnp.float32)

@@ -68,8 +68,8 @@ def fit_rows(config: Config, rows: Sequence[dict[str, Any]]) -> Config:
 
 def encode(row: dict[str, Any], renderer: Any, config: Config) -> Any:
     """The pair with the chosen response first."""
-    ids = renderer.preference(row["prompt"], row["chosen"], row["rejected"])
-    return example((ids, [0.0] * len(ids)), margin=config.standardisation.standard(row))
+    pair = renderer.preference(row["prompt"], row["chosen"], row["rejected"])
+    return example(pair, margin=config.standardisation.standard(row))
 
 
 def loss(model: Any, weights: Any, batch: dict[str, jax.Array], config: Config, reference: Any = None) -> tuple:
@@ -77,7 +77,8 @@ def loss(model: Any, weights: Any, batch: dict[str, jax.Array], config: Config, 
     mask = batch["example_mask"]
     learned = heads.learned_mask(batch["ends"], mask, batch["tokens"].shape[-1])
     hidden = model.forward(weights, {**batch, "learned_mask": learned}).hidden
-    h = heads.representation(weights, heads.take_positions(hidden, batch["ends"]))
+    state = heads.pooled(hidden, batch, heads.responses(batch), model.config.preference_pool)
+    h = heads.representation(weights, state)
     predicted = heads.margin(weights, h)
     error = predicted - batch["margin"]
     count = jnp.sum(mask)

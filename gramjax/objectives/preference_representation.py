@@ -66,8 +66,7 @@ def encode(row: dict[str, Any], renderer: Any, config: Config) -> Any:
     """Both orders of a pair, chosen first: as one example of two sequences, or as two renderings to draw from."""
     prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
     orders = [
-        (ids, [0.0] * len(ids))
-        for ids in (renderer.preference(prompt, chosen, rejected), renderer.preference(prompt, rejected, chosen))
+        renderer.preference(prompt, *order) for order in ((chosen, rejected), (rejected, chosen))
     ]
     source = source_of(row, config.source_column)
     if config.antisymmetry or config.contrastive:
@@ -89,12 +88,14 @@ def loss(model: Any, weights: Any, batch: dict[str, jax.Array], config: Config, 
     count = jnp.sum(mask_BN)
     sides = 2 if both else 1
     flat = {
-        name: batch[name].reshape(-1, batch[name].shape[-1]) for name in ("tokens", "segment_ids", "positions", "ends")
+        name: batch[name].reshape(-1, batch[name].shape[-1])
+        for name in ("tokens", "segment_ids", "positions", "ends", "loss_mask")
     }
     present = jnp.repeat(mask_BN, sides, axis=0)
     learned = heads.learned_mask(flat["ends"], present, flat["tokens"].shape[-1])
     hidden = model.forward(weights, {**flat, "learned_mask": learned}).hidden
-    h = heads.representation(weights, heads.take_positions(hidden, flat["ends"]))
+    state = heads.pooled(hidden, flat, heads.responses(flat), model.config.preference_pool)
+    h = heads.representation(weights, state)
     if config.gaussian_dropout:
         h = noisy(h, config.gaussian_dropout)
     u = heads.order(weights, h).reshape(-1, sides, mask_BN.shape[-1])

@@ -20,13 +20,13 @@ NEEDS = {"pair": "preference", "margin": "margin", "reward": "score", "tokens": 
 
 def rendered(
     rows: Iterable[Mapping[str, Any]],
-    render: Callable[[Mapping[str, Any]], Sequence[np.ndarray]],
+    render: Callable[[Mapping[str, Any]], Sequence["Read"]],
     refuse: Callable[[Mapping[str, Any], str], None] | None = None,
-) -> tuple[list[Mapping[str, Any]], list[np.ndarray]]:
+) -> tuple[list[Mapping[str, Any]], list["Read"]]:
     """The rows that can be rendered, and all their sequences in order. The others go to `refuse` with the reason;
     without it Drop is raised."""
     usable: list[Mapping[str, Any]] = []
-    sequences: list[np.ndarray] = []
+    sequences: list[Read] = []
     for row in rows:
         try:
             made = render(row)
@@ -38,6 +38,20 @@ def rendered(
         usable.append(row)
         sequences += made
     return usable, sequences
+
+
+class Marked:
+    """A token sequence, and which of its tokens are a response's."""
+
+    def __init__(self, ids: Sequence[int], mask: Sequence[float]) -> None:
+        self.ids, self.mask = np.asarray(ids, np.int32), np.asarray(mask, np.float32)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+Read = np.ndarray | Marked
+"""What can be read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +71,7 @@ class Encoder:
     def read(
         self,
         what: str,
-        sequences: Sequence[np.ndarray],
+        sequences: Sequence[Read],
         batch_size: int = 32,
         weights: Any = None,
         ids: tuple[int, ...] = (),
@@ -76,7 +90,10 @@ class Encoder:
         shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
         size = -(-batch_size // shards) * shards
         out: np.ndarray | None = None
-        for indices, batch in buckets.batches(sequences, size):
+        plain = [sequence.ids if isinstance(sequence, Marked) else sequence for sequence in sequences]
+        for indices, batch in buckets.batches(plain, size):
+            if what in ("pair", "margin"):
+                batch["response_mask"] = _marks([sequences[i] for i in indices], batch["tokens"].shape)
             progress.stop_point("a batch of scoring")
             values = np.asarray(reader(weights, sharding.place(batch, mesh)), np.float32)
             if out is None:
@@ -89,6 +106,15 @@ class Encoder:
         """w of the order head u = w h, float32 [P]; None for a model without one."""
         head = self.weights.get("preference")
         return None if head is None else np.asarray(head["order"], np.float32)[:, 0]
+
+
+def _marks(sequences: Sequence[Read], shape: tuple[int, ...]) -> np.ndarray:
+    """1 at response tokens, float32, of the shape of a padded batch."""
+    out = np.zeros(shape, np.float32)
+    for row, sequence in enumerate(sequences):
+        if isinstance(sequence, Marked):
+            out[row, : len(sequence)] = sequence.mask
+    return out
 
 
 def make_reader(
@@ -104,7 +130,10 @@ def make_reader(
         if what == "mean":
             real = (batch["segment_ids"] != 0).astype(jnp.float32)
             return jnp.einsum("BTD,BT->BD", hidden_BTD.astype(jnp.float32), real) / jnp.sum(real, 1, keepdims=True)
-        hidden_B1D = heads.take_positions(hidden_BTD, batch["ends"])
+        if what in ("pair", "margin"):
+            hidden_B1D = heads.pooled(hidden_BTD, batch, batch["response_mask"], model.config.preference_pool)
+        else:
+            hidden_B1D = heads.take_positions(hidden_BTD, batch["ends"])
         if what == "last":
             return hidden_B1D[:, 0].astype(jnp.float32)
         if what == "reward":
@@ -120,8 +149,8 @@ def make_reader(
     return jax.jit(read, out_shardings=None if mesh is None else sharding.replicated(mesh))
 
 
-def both_orders(renderer: Any, prompt: Any, first: Any, second: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The renderings of a pair in both orders. Raises Drop by the length policy."""
+def both_orders(renderer: Any, prompt: Any, first: Any, second: Any) -> tuple[Marked, Marked]:
+    """The renderings of a pair in both orders, with their response tokens. Raises Drop by the length policy."""
     orders = ((first, second), (second, first))
-    one, two = (np.asarray(renderer.preference(prompt, *order), np.int32) for order in orders)
-    return one, two
+    one, two = (renderer.preference(prompt, *order) for order in orders)
+    return Marked(*one), Marked(*two)

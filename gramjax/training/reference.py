@@ -72,11 +72,15 @@ def packed(compared: Reference | None) -> Any:
     return jax.jit(compared.model.pack)(compared.params)
 
 
+MAY_DIFFER = ("heads", "lora", "init_scale", "preference_width", "preference_pool", "score_hidden")
+"""Settings in which a reference may differ: it is asked for log-probabilities alone."""
+
+
 def check_same(reference: Any, trained: Any) -> None:
     """Raise UserError naming the first setting in which the two architectures differ (heads and adapters may)."""
     for field in dataclasses.fields(reference):
         ours, other = (getattr(arch, field.name) for arch in (trained, reference))
-        if field.name not in ("heads", "lora", "init_scale", "preference_width", "score_hidden") and ours != other:
+        if field.name not in MAY_DIFFER and ours != other:
             raise UserError(
                 f"the reference (config.reference.path) has {field.name} {other!r}, the model that is trained has "
                 f"{ours!r}; they must be of one architecture"

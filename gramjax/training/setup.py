@@ -29,8 +29,8 @@ from gramjax.models.model import Model, build
 from gramjax.training import evaluation, optimizer
 from gramjax.training.step import State, make_step
 
-OF_HEADS = {"preference_width": "preference", "score_hidden": "score"}
-"""Sizes of heads, which a training may choose where the weights do not have that head yet."""
+OF_HEADS = {"preference_width": "preference", "preference_pool": "preference", "score_hidden": "score"}
+"""Sizes and kinds of heads, which a training may choose where the weights do not have that head yet."""
 SHARED_ARCHITECTURE = ("heads", *OF_HEADS)
 """Architecture settings that may be given although the weights come from `config.model.path`."""
 
@@ -170,15 +170,15 @@ def architecture(module: ModuleType, given: Any, source: Any, vocab_size: int) -
                 )
     found = source.config
     for name, head in OF_HEADS.items():
-        width = getattr(asked, name, 0)
-        if not width or width == getattr(found, name):
+        own = getattr(asked, name, None)
+        if own == getattr(default, name, None) or own == getattr(found, name):
             continue
         if head in found.heads:
             raise UserError(
-                f"config.model.arch.{name} is {width} but the {head} head of config.model.path has "
+                f"config.model.arch.{name} is {own} but the {head} head of config.model.path has "
                 f"{getattr(found, name)}; leave it out"
             )
-        found = dataclasses.replace(found, **{name: width})
+        found = dataclasses.replace(found, **{name: own})
     return found
 
 

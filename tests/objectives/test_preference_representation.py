@@ -1,5 +1,6 @@
 """LRHP's encoder: the order loss is GRAM's, the optional terms are what they say, and the learned token is read."""
 
+import dataclasses
 from functools import cache
 
 import jax
@@ -18,7 +19,7 @@ from gramjax.data.text import Renderer
 from gramjax.models import decoder, heads, model
 from gramjax.objectives import bradley_terry, generative_preference, preference_margin
 from gramjax.objectives import preference_representation as lrhp
-from gramjax.scoring.representations import Encoder
+from gramjax.scoring.representations import Encoder, both_orders
 
 ARCH = decoder.Config(
     vocab_size=384, hidden_size=16, intermediate_size=24, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8,
@@ -26,6 +27,7 @@ ARCH = decoder.Config(
 )  # fmt: skip
 PLAIN = lrhp.Config(label_smoothing=0.1, antisymmetry=0.0)
 COUNT = 6
+SIDES = ("prompt", "chosen", "rejected")
 
 
 @cache
@@ -162,6 +164,37 @@ def test_wrong_settings_are_named(setting, words):
     with pytest.raises(UserError, match=words):
         lrhp.resolve(lrhp.Config(**setting), None)
     assert lrhp.resolve(lrhp.Config(), None) == lrhp.Config()
+
+
+def test_a_representation_may_be_the_mean_over_the_tokens_of_both_responses():
+    """Training reads them from its mask, the encoder from the renderings: the same tokens, and the same mean."""
+    data, renderer, row = batch(PLAIN), Renderer(hidden_criteria.tokenizer(), DataSection(max_length=32)), rows()[0]
+    ids, mask = renderer.preference(row["prompt"], row["chosen"], row["rejected"])
+    at = np.flatnonzero(mask)
+    said = renderer.tokenizer.decode([ids[i] for i in at])
+    assert said.replace(" ", "") == (row["chosen"] + row["rejected"]).replace(" ", "")
+    np.testing.assert_array_equal(np.flatnonzero(heads.responses(data)[0]), at)
+    arch = dataclasses.replace(ARCH, preference_pool="mean_responses", preference_width=0, heads=("preference",))
+    network = model.build("decoder", arch)
+    weights = network.pack(spec.init_params(decoder.specs(arch), jax.random.key(3)))
+    found = Encoder(network, weights, renderer).read("pair", list(both_orders(renderer, *map(row.get, SIDES))))
+    tokens = jnp.array([ids])
+
+    @jax.jit
+    def mean(weights):
+        learned = jnp.arange(len(ids))[None] == len(ids) - 1
+        hidden = network.forward(weights, {"tokens": tokens, "learned_mask": learned}).hidden
+        return hidden[0, at].mean(axis=0)
+
+    h = mean(weights)
+    np.testing.assert_allclose(found[0, 1:], h, atol=1e-5)
+    assert found[0, 0] == pytest.approx(float(h @ weights["preference"]["order"][:, 0]), abs=1e-5)
+    hidden = jnp.arange(10.0).reshape(1, 5, 2)
+    packed = {"segment_ids": jnp.array([[1, 1, 2, 2, 0]]), "ends": jnp.array([[1, 3]])}
+    states = heads.pooled(hidden, packed, jnp.array([[1, 1, 0, 1, 1.0]]), "mean_responses")
+    np.testing.assert_array_equal(states, [[[1, 2], [6, 7]]])
+    with pytest.raises(UserError, match="preference_pool is 'last'"):
+        decoder.specs(dataclasses.replace(arch, preference_pool="last"))
 
 
 # -- margins -----------------------------------------------------------------------------------------------------------
