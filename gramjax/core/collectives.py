@@ -64,11 +64,8 @@ def _walk(
         shape, operation, operands = _parts(rest)
         kind = operation.removesuffix("-start")
         if kind in KINDS:
-            channel = re.search(r"channel_id=(\d+)", rest)
             size = _moved(kind, operation, shape, operands, computations[name])
-            # Those that `shard_map` writes down all have one channel: it says nothing of which is which.
-            known_by = channel[1] if channel and "shard_map" not in rest else f"{name}/{own}"
-            yield kind, size, times, known_by
+            yield kind, size, times, _known_by(rest) or f"{name}/{own}"
             continue
         if operation == "recv" and "xla_megascale_runtime" in rest:
             yield BETWEEN_SLICES, max(_size(*found) for found in _ARRAY.findall(shape)), times, f"{name}/{own}"
@@ -83,6 +80,15 @@ def _walk(
         for called in _CALLED.findall(rest):
             for inner in called.replace("%", "").split(", "):
                 yield from _walk(computations, inner, times)
+
+
+def _known_by(rest: str) -> str:
+    """What all instructions of one collective have in common; "" where nothing says that."""
+    if chain := re.search(r'chain_id="(\d+)"', rest):  # it was cut up, to run beside what it does not wait for
+        return f"chain {chain[1]}"
+    # Those that `shard_map` writes down all have one channel: it says nothing of which is which.
+    channel = None if "shard_map" in rest else re.search(r"channel_id=(\d+)", rest)
+    return channel[1] if channel else ""
 
 
 def _parts(rest: str) -> tuple[str, str, str]:

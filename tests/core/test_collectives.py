@@ -110,3 +110,11 @@ def test_text_of_a_tpu_program():
 def test_collectives_of_shard_map_share_a_channel_and_count_each():
     named = TPU.replace("channel_id=9", 'channel_id=9, metadata={op_name="jit(f)/shard_map/all_gather"}')
     assert collectives.bytes_by_kind(named)["all-gather"] == 2 * collectives.bytes_by_kind(TPU)["all-gather"]
+
+
+def test_pieces_of_one_collective_of_shard_map_are_named_by_their_chain():
+    """Begun before a loop and cut up over it, it counts once."""
+    attributes = 'channel_id=9, frontend_attributes={chain_id="4"}, metadata={op_name="shard_map"}'
+    named = TPU.replace("channel_id=9", attributes)
+    outside = named.replace("broadcast(%x)", "fusion(%x), kind=kCustom, calls=%async_fusion")
+    assert collectives.bytes_by_kind(outside)["all-gather"] == 16 * 8 * 2
