@@ -269,11 +269,14 @@ def main() -> None:
     sizes = {key: value for key, value in dataclasses.asdict(about).items() if not isinstance(value, Path)}
     sizes["tokenizer"] = Path(sizes["tokenizer"]).name
     command = f"python benchmarks/lisa_study.py --out DIR --model {arguments.model} --seeds {arguments.seeds}"
+    command += f" --variants '{arguments.variants}'" if arguments.variants else ""
     machine, folder = measure.machine(), arguments.out / f"study_{arguments.model}"
     for table in run(about, folder, arguments.seeds, [name for name in arguments.variants.split(";") if name]):
         with contextlib.redirect_stdout(io.StringIO()):
-            about_run = {"command": command, "machine": machine, "sizes": sizes}
-            measure.write(arguments.json, {**about_run, "scores": scores(about, folder / SCORES), "table": table})
+            about_run: dict[str, Any] = {"command": command, "machine": machine, "sizes": sizes}
+            if (folder / SCORES).exists():  # a variant asked for them
+                about_run["scores"] = scores(about, folder / SCORES)
+            measure.write(arguments.json, {**about_run, "table": table})
     for row in table:
         show(row)
 
