@@ -25,7 +25,8 @@ def ask() -> None:
     The C library reads the setting when a program starts and at no other time. The process keeps its number, its
     signals and its files. `GLIBC_TUNABLES=glibc.malloc.hugetlb=0` in the environment declines.
     """
-    if sys.platform != "linux" or not getattr(sys, "orig_argv", None):
+    words = getattr(sys, "orig_argv", [])[1:]
+    if sys.platform != "linux" or not sys.executable or not words or "-" in words:  # a program read from a pipe is gone
         return
     try:
         setting = SETTING.read_text()
