@@ -61,7 +61,7 @@ def largest_that_fits(one: dict[str, Any], devices: int, tried: Callable[[int], 
     is known, too) says how many.
     """
     fixed = one["parameters_gib"] + one["optimizer_gib"]
-    count = more(one, devices, fixed, one["peak_gib_per_device"] - fixed)
+    count = max(more(one, devices, fixed, one["peak_gib_per_device"] - fixed), 2 * devices)
     found = [one]
     for number in range(3):
         if any(count == plan["sequences"] for plan in found) or (number == 2 and found[-1]["fits"]):
