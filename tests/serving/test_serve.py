@@ -95,7 +95,7 @@ def test_under_load_every_score_is_right_and_nothing_is_compiled(server, client,
     def work(seed):
         draw, count, worst = random.Random(seed), 0, 0.0
         with server.client(TOKEN) as own:
-            while time.monotonic() < until:
+            while count < 3 or time.monotonic() < until:  # a machine that is busy may need longer for three
                 asked = draw.sample(pairs, draw.randint(1, 4))
                 body = {"query": [p + a for p, a in asked], "prompts": [p for p, _ in asked]}
                 answer = own.post("/get_reward", json=body)
