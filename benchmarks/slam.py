@@ -355,7 +355,8 @@ def main() -> None:
     study = (permuted(folder, args.out, found, arch.vocab_size) if args.texts == "permuted" else
              real(folder, args.out, arch.vocab_size))  # fmt: skip
     results: dict[str, Any] = {
-        "command": f"python benchmarks/slam.py --out DIR --texts {args.texts} --seeds {args.seeds}",
+        "command": f"python benchmarks/slam.py --out DIR --texts {args.texts} --seeds {args.seeds}"
+        + (f" --only {args.only}" if args.only else ""),
         "machine": measure.machine(), "sizes": {**study.sizes, "steps": study.steps}, "selection": {},
     }  # fmt: skip
     old = text_batch(found[570:], np.arange(arch.vocab_size))
