@@ -51,7 +51,7 @@ class ServeSection:
     """`judge`, `score`, `implicit` or `auto`, as in config.score.method; `rationale`: the model writes its judgement
     (GRAM-R2; `auto` for a run that was trained so)."""
     votes: str = "probability"
-    """What the judgements of method rationale say together: share of the `votes`, or the letter's mean `probability`."""
+    """What judgements of a rationale say together: share of the `votes`, or mean `probability` of the letter."""
     instruction: str = ""
     """Of `rationale`: the judge's instruction; empty: that of the run, else the package's own wording."""
     agg: str = "prob"
