@@ -8,8 +8,8 @@
 TRL is no dependency: it lives in an environment of its own (`pip install trl torch`), whose Python is named. Both sides
 start from one Hugging Face folder with the same prompts, group size, longest completion, temperature and optimiser, and
 do one update per rollout, without a reference model (beta 0); end tokens are left out, so that all completions are as
-long as allowed. TRL generates with transformers. Both have large pages (`gramjax.core.pages`), which the command
-`gramjax` asks for by itself.
+long as allowed. TRL generates with transformers. With GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the environment both
+have large pages, and the JSON says so.
 
 --size=PROMPTS,ANSWERS changes the batch: what a framework spends per call shows in small ones, arithmetic in large.
 `sums`: the model of configs/grpo_modadd.py, 64 prompts x 8 answers of 4 tokens. `stories`: the 260-thousand-parameter
@@ -18,6 +18,7 @@ model of llama2.c, 8 x 8 of 64. `large`: the 32-million-parameter shape of speed
 
 import argparse
 import json
+import os
 import queue
 import sys
 import tempfile
@@ -185,14 +186,11 @@ def command(given: argparse.Namespace) -> str:
 
 def compare(given: argparse.Namespace) -> dict[str, Any]:
     """Both sides interleaved."""
-    from gramjax.core import pages
-
     here = measure.machine()
     with tempfile.TemporaryDirectory() as cold, tempfile.TemporaryDirectory() as shared:
         folder = Path(shared)
         prepare(given.what, folder, given.weights, given.tokenizer)
         own = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cold, "HF_HUB_OFFLINE": "1"}
-        own[pages.TUNABLES] = f"{pages.LARGE}=1"
         root = str(Path(__file__).parent.parent)
         start = lambda name, python: measure.Side(  # noqa: E731
             name,
@@ -206,6 +204,7 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
     return {
         "what": given.what,
         "command": command(given),
+        "tunables": os.environ.get("GLIBC_TUNABLES", ""),
         **here,
         "load_after": measure.machine()["load_before"],
         "shape": {"prompts": count, "group_size": group, "max_tokens": length, "dtype": "float32"},

@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 
 import gramjax
-from gramjax.core import pages, signals
+from gramjax.core import signals
 from gramjax.core.errors import GramjaxError, UserError
 
 JOBS = Path(__file__).parent / "jobs"
@@ -118,10 +118,8 @@ def note(code: int) -> None:
 
 def run(argv: list[str] | None = None) -> None:
     """The console script: run a verb, print errors as one line, exit with the code."""
-    if argv is None:  # the process is ours
-        pages.ask()
     words = sys.argv[1:] if argv is None else argv
-    if argv is None and words[:1] and words[0] in STOPPED:
+    if argv is None and words[:1] and words[0] in STOPPED:  # the process is ours
         signals.before_the_job()
     try:
         code = main(words)
