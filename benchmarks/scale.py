@@ -57,20 +57,25 @@ def largest_that_fits(one: dict[str, Any], devices: int, tried: Callable[[int], 
     """The plan of about the most sequences that fit; `one` has a sequence per device and fits.
 
     First all that is not parameters or optimiser is taken to grow with the sequences, which is mostly too careful:
-    weights are gathered once for all of them. Then the line through both memories (that of a program that does not fit
-    is known, too) says how many.
+    weights are gathered once for all of them. Then the line through two memories says how many: those of the most that
+    fitted and the fewest that did not (whose memory is known, too), or of the first and the last.
     """
     fixed = one["parameters_gib"] + one["optimizer_gib"]
     count = max(more(one, devices, fixed, one["peak_gib_per_device"] - fixed), 2 * devices)
-    found = [one]
-    for number in range(3):
-        if any(count == plan["sequences"] for plan in found) or (number == 2 and found[-1]["fits"]):
+    fitted, refused = one, None
+    for _ in range(4):
+        found = tried(count)
+        if found["fits"]:
+            below, above = (one, found) if refused is None else (found, refused)
+            fitted = found
+        else:
+            below, above, refused = fitted, found, found
+        taken = [plan["peak_gib_per_device"] for plan in (below, above)]
+        rises = (taken[1] - taken[0]) / (above["sequences"] - below["sequences"])
+        count = more(one, devices, taken[0] - rises * below["sequences"], rises * devices)
+        if count <= fitted["sequences"] or (refused and count >= refused["sequences"]):
             break
-        found.append(tried(count))
-        last = found[-1]
-        rises = (last["peak_gib_per_device"] - one["peak_gib_per_device"]) / (last["sequences"] / devices - 1)
-        count = more(one, devices, one["peak_gib_per_device"] - rises, rises)
-    return max((plan for plan in found if plan["fits"]), key=lambda plan: plan["sequences"])
+    return fitted
 
 
 def cell(model: str, use: str, topology: str, known: dict[str, Any], largest: bool) -> dict[str, Any]:

@@ -16,14 +16,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 SLOW_FILES = (
     "faults/test_two_processes.py",
-    "training/test_training_meshes.py",
     "objectives/test_pretraining_pays.py",
-    "scale/test_compiled_for_slices.py",
     "objectives/test_two_languages.py",
     "jobs/test_grpo.py",
+    "jobs/test_train.py",
+    "training/test_training_meshes.py",
+    "models/test_stack.py",
+    "checkpoint/test_state.py",
+    "scale/test_compiled_for_slices.py",
 )
 """Minutes each: they begin first, so that no worker is left alone with one at the end (files go to workers in this
-order: `--dist loadfile --no-loadscope-reorder`)."""
+order: `--dist loadfile --no-loadscope-reorder`). Those that start processes of their own are not next to each other:
+both would have the few cores at once."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -151,8 +151,9 @@ def assert_trees_close(a, b, atol):
 def test_accumulation_equals_one_large_batch(params, objective):
     """V11: four microbatches with unequal weights give the update and the metrics of one batch."""
     optim = OptimSection(lr=1e-2, warmup_ratio=0.0, eps=1e-3)  # or Adam would blow up the rounding of tiny gradients
-    whole, state, batch = build(params, objective, optim=optim)
-    parts, _, _ = build(params, objective, accum=4, optim=optim)
+    remat = "full" if objective == "cross_entropy" else "none"  # compiles in two thirds of the time
+    whole, state, batch = build(params, objective, optim=optim, remat=remat)
+    parts, _, _ = build(params, objective, accum=4, optim=optim, remat=remat)
     reference = second(objective, lambda seed: spec.init_params(decoder.specs(ARCH), jax.random.key(seed)))
     want, want_metrics = jax.jit(whole)(state, batch, *reference)
     got, metrics = jax.jit(parts)(state, batch, *reference)
