@@ -5,9 +5,10 @@ compares with a reference that the request brings or the server was started with
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -209,14 +210,8 @@ class Service(Served):
 
     async def read(self, asked: Sequence[Question]) -> list[np.ndarray]:
         """What the model says of the questions. Raises Refused when there is no room."""
-        try:
+        with admission():
             return await asyncio.wrap_future(self.batcher.submit(asked))
-        except Full as full:
-            raise Refused(429, str(full), Retry_After=str(full.retry_after)) from None
-        except Closed as closed:
-            raise Refused(503, str(closed)) from None
-        except ValueError as error:
-            raise Refused(413, str(error)) from None
 
     async def compare(self, prompt: Text, responses: Sequence[Text], swap: bool, method: str, top: int) -> Ranked:
         """Put responses in order. Raises Refused."""
@@ -258,6 +253,19 @@ class Service(Served):
             second = None if math.isnan(said.margin_second) else 1 - said.p_second
             out.append(Told(finite(said.score), first, second, len(question.sequences), count_tokens([question])))
         return out
+
+
+@contextlib.contextmanager
+def admission() -> Iterator[None]:
+    """What a queue says when it takes no more, as the answer of the server."""
+    try:
+        yield
+    except Full as full:
+        raise Refused(429, str(full), Retry_After=str(full.retry_after)) from None
+    except Closed as closed:
+        raise Refused(503, str(closed)) from None
+    except ValueError as error:
+        raise Refused(413, str(error)) from None
 
 
 async def tournament(count: int, ask: Ask, method: str, top: int) -> Ranked:

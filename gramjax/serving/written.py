@@ -23,7 +23,7 @@ from gramjax.generation.request import Statistics
 from gramjax.generation.sampler import Sampler
 from gramjax.serving.batching import Closed, Full
 from gramjax.serving.guard import Refused
-from gramjax.serving.service import Item, Ranked, Scored, Served, Told, tournament
+from gramjax.serving.service import Item, Ranked, Scored, Served, Told, admission, tournament
 
 Triple = tuple[Text, Text, Text]
 """Prompt and two responses."""
@@ -185,14 +185,8 @@ class WrittenService(Served):
     async def ask(self, pairs: Sequence[Triple], settings: Judging) -> list[Told]:
         """What the judge says of pairs. Equal responses are a tie, for which nothing is drawn. Raises Refused."""
         differing = [number for number, (_, one, other) in enumerate(pairs) if one != other]
-        try:
+        with admission():
             waiting = self.batcher.submit([pairs[number] for number in differing], settings)
-        except Full as full:
-            raise Refused(429, str(full), Retry_After=str(full.retry_after)) from None
-        except Closed as closed:
-            raise Refused(503, str(closed)) from None
-        except ValueError as error:
-            raise Refused(413, str(error)) from None
         found = await asyncio.gather(*map(asyncio.wrap_future, waiting), return_exceptions=True)
         told = [Told(0.5) for _ in pairs]
         for number, judged in zip(differing, found, strict=True):
