@@ -11,7 +11,11 @@ Two answers are the same when they are one text after normalisation, or one valu
 `algebra` needs sympy and belongs into a process with a deadline (`data.symbolic`).
 """
 
+import ast
+import operator
 import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from gramjax.data import math_answers
 
@@ -20,7 +24,11 @@ FRACTION = re.compile(r"-?\\frac\{-?\d+\}\{\d+\}")
 RATIO = re.compile(r"(-?\d+)/(-?\d+)")
 REFUSED = re.compile(r"\^[{(]|\^\d+\^|\^\d\d+")
 READABLE = re.compile(r"(?:\d+(?:\.\d+)?|sqrt|pi|[a-zA-Z]|\*\*|[-+*/(),])+")
-"""What a text that algebra is asked about consists of: no other name can be evaluated."""
+"""What a text that algebra is asked about consists of."""
+OPERATIONS: Mapping[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+}  # fmt: skip
 
 
 def one_form(text: str) -> str:
@@ -80,14 +88,36 @@ def plain(text: str) -> str | None:
 def algebra(left: str, right: str) -> bool:
     """Whether two texts of `same` have one value."""
     import sympy
-    from sympy.parsing import sympy_parser
 
     sides = [plain(left), plain(right)]
-    if None in sides:
-        return False
-    rules = (*sympy_parser.standard_transformations, sympy_parser.implicit_multiplication)
     try:
-        one, two = (sympy_parser.parse_expr(side, transformations=rules) for side in sides)
+        one, two = (value(ast.parse(side or "", mode="eval").body) for side in sides)
         return bool(sympy.simplify(one - two) == 0)
-    except (SyntaxError, TypeError, ValueError, AttributeError, ZeroDivisionError):
+    except (SyntaxError, TypeError, ValueError, AttributeError, ZeroDivisionError, RecursionError, MemoryError):
         return False
+
+
+def value(node: ast.AST) -> Any:
+    """The value of arithmetic that Python's parser has read; nothing is executed (sympy's own reader would).
+
+    A name is an unknown, but for `pi`, `E` and `I`; a name before brackets multiplies them, but for `sqrt`. Raises
+    ValueError for everything else.
+    """
+    import sympy
+
+    match node:
+        case ast.Constant(value=int() as number):
+            return sympy.Integer(number)
+        case ast.Constant(value=float() as number):
+            return sympy.Float(number)
+        case ast.Name(id=name):
+            return {"pi": sympy.pi, "E": sympy.E, "I": sympy.I}.get(name) or sympy.Symbol(name)
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=inner):
+            return -value(inner) if isinstance(sign, ast.USub) else value(inner)
+        case ast.BinOp(left=left, op=operation, right=right) if type(operation) in OPERATIONS:
+            return OPERATIONS[type(operation)](value(left), value(right))
+        case ast.Call(func=ast.Name(id="sqrt"), args=[inner], keywords=[]):
+            return sympy.sqrt(value(inner))
+        case ast.Call(func=function, args=[inner], keywords=[]):
+            return value(function) * value(inner)
+    raise ValueError(f"{type(node).__name__} is no arithmetic")

@@ -35,6 +35,15 @@ def test_pairs(found, gold, right):
     assert (said if isinstance(said, bool) else all(deepscaler.algebra(*pair) for pair in said)) is right
 
 
+def test_names_are_unknowns_and_nothing_is_called():
+    """Words of letters that are allowed name nothing of Python or sympy."""
+    pytest.importorskip("sympy", reason="needs the extra math")
+    for text in ("exit()", "eval(x)", "(lambda:x)", "sqrt(x,y)", "x,y", "x if x else y", "", "(" * 5000 + "x"):
+        assert not deepscaler.algebra(text, "x"), text
+    assert deepscaler.algebra("exit(2)", "2exit")
+    assert deepscaler.algebra("2.5x", "x*5/2") and deepscaler.algebra("-x+E-E", "-x")
+
+
 def test_what_is_evaluated_holds_no_names():
     for text in ("__import__('os')", "x.real", "lambda:1", "x;y", '"a"', "x[0]", "a_b"):
         assert deepscaler.plain(text) is None
