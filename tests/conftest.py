@@ -2,6 +2,7 @@
 the folder of real data."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+UNOPTIMISED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+os.environ.setdefault(UNOPTIMISED, "1")
+"""Most programs here are compiled once and run for milliseconds: LLVM's expensive passes are left out, which nearly
+halves the time to compile them; XLA's own passes, which decide what is computed where, are not. Tests that compute for
+long, or look at what the compiler makes, are marked `optimised`; `JAX_DISABLE_MOST_OPTIMIZATIONS=0` is for all."""
 
 
 SLOW_FILES = (
@@ -35,6 +41,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
     rank = {tests / name: number for number, name in enumerate(SLOW_FILES)}
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler_effort(request) -> Iterator[None]:
+    """Full optimisation in this process and those that it starts, for modules marked `optimised`."""
+    if request.node.get_closest_marker("optimised") is None or os.environ[UNOPTIMISED] == "0":
+        yield
+        return
+    import jax
+
+    jax.config.update(UNOPTIMISED.lower(), False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(UNOPTIMISED, "0")
+        yield
+    jax.config.update(UNOPTIMISED.lower(), True)
 
 
 @pytest.fixture(scope="session")

@@ -245,6 +245,8 @@ class MeshSection:
 class LogSection:
     """Where metrics go besides `metrics.jsonl`."""
 
+    report: bool = True
+    """Draw `report.html` and its figures at the end (a second or two); `gramjax report RUN` does so at any time."""
     tensorboard: bool = True
     """Write event files to `tb/`."""
     wandb: str = ""

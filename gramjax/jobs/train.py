@@ -169,7 +169,7 @@ def train(config: Any, workdir: Path, arguments: flags.Arguments, name: str, sto
             for found in best.among(saved.coming())[:1]:
                 writer.say(f"best checkpoint  {workdir}{bests.SUFFIX}: step {found}, {best.said(found)}")
             progress.begins("the end of the last checkpoint", slow=True)
-        finish(workdir, run)
+        finish(workdir, run, outputs.report)
 
 
 def evaluates(plan: loop.Plan, step: int) -> bool:
@@ -266,18 +266,17 @@ def summary(results: dict[str, dict[str, Any]]) -> str:
     return "   ".join(parts) or "evaluated: " + ", ".join(results)
 
 
-def finish(workdir: Path, run: setup.Run) -> None:
-    """Mark the run as done and write its report."""
+def finish(workdir: Path, run: setup.Run, wanted: bool) -> None:
+    """Mark the run as done and, where it is wanted, write its report."""
     if jax.process_index() != 0:
         return
     folder.write_json(workdir / "data.json", run.data_counts)
     (workdir / "DONE").write_text("")
-    from gramjax.plots import report
+    if wanted:
+        from gramjax.plots import report
 
-    try:
-        page = report.write_report(workdir)
-    except UserError as error:
-        print(f"gramjax: no report: {error}", file=sys.stderr)
-    else:
-        print(f"report  {page}")
+        try:
+            print(f"report  {report.write_report(workdir)}")
+        except UserError as error:
+            print(f"gramjax: no report: {error}", file=sys.stderr)
     print(f"run folder  {workdir}")

@@ -15,6 +15,7 @@ from gramjax.core import goodput, tries
 from gramjax.core.errors import DataError, DoNotRequeue, GramjaxError, Preempted, UserError
 from gramjax.core.writer import last_step, read_metrics
 from gramjax.jobs import train as train_job
+from gramjax.plots import report
 
 HERE = Path(__file__).parent
 TINY = str(HERE.parent / "jobs" / "tiny.py")
@@ -135,5 +136,5 @@ def test_a_training_that_fails_at_step_seven_each_time(tmp_path, monkeypatch, ca
     assert last["goodput/share"] == pytest.approx(
         seconds["steps"] / sum(last.get(f"goodput/{cause}", 0.0) for cause in goodput.CAUSES), abs=1e-3
     )
-    page = (folder / "report.html").read_text()
+    page = report.write_report(folder).read_text()
     assert "Where the time went" in page and f"{last['goodput/starts']:.0f} starts" in page

@@ -53,7 +53,8 @@ def test_conversion_keeps_what_stays_and_says_what_is_new(folder, capsys):
 def test_only_the_new_leaves_train_and_the_result_is_evaluated_and_exported(folder, capsys):
     common = [f"--config.data.train=('{folder / 'rows.jsonl'}',)", "--config.data.max_length=64",
               "--config.train.steps=3", "--config.train.batch_size=4", "--config.optim.lr=0.05",
-              "--config.log.tensorboard=False", f"--config.train.trainable=({lisa.NEW!r},)"]  # fmt: skip
+              "--config.log.tensorboard=False", "--config.log.report=False",
+              f"--config.train.trainable=({lisa.NEW!r},)"]  # fmt: skip
     run = folder / "trained"
     model = f"--config.model.path={folder / 'shared'}"
     assert cli.main(["train", "--config=sft", model, f"--workdir={run}", *common]) == 0

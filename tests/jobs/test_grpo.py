@@ -49,7 +49,7 @@ def done(reward_file, tmp_path_factory):
     """A finished run of 6 steps."""
     folder = tmp_path_factory.mktemp("grpo") / "run"
     functions = f"('{reward_file}:digits', '{reward_file}:short')"
-    assert train(reward_file, folder, f"--config.reward.functions={functions}") == 0
+    assert train(reward_file, folder, f"--config.reward.functions={functions}", "--config.log.report=True") == 0
     return folder
 
 

@@ -14,7 +14,8 @@ LENGTH = f"--config.data.max_length={world.MAX_LENGTH}"
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_layers": 2, "num_heads": 4, "num_kv_heads": 4,
          "head_dim": 16, "init_scale": 0.08}  # fmt: skip
 TRAINED = ("--config.optim.betas=(0.9,0.98)", "--config.train.batch_size=48", "--config.train.remat=none",
-           "--config.train.scan_layers=False", "--config.log.tensorboard=False", LENGTH)  # fmt: skip
+           "--config.train.scan_layers=False",
+           "--config.log.tensorboard=False", "--config.log.report=False", LENGTH)  # fmt: skip
 POOL, RATED = "recipe:hidden_criteria:train:800:7", "recipe:hidden_criteria:train:400:9"
 
 

@@ -13,6 +13,8 @@ from gramjax.core.errors import UserError
 from gramjax.jobs import plan
 from gramjax.models import decoder
 
+pytestmark = pytest.mark.optimised
+
 KEYS = ("fits", "peak_gib_per_device", "device_gib", "parameters_gib", "optimizer_gib", "temporaries_gib",
         "flops_per_step", "collective_gib_per_step", "floor_step_seconds")  # fmt: skip
 

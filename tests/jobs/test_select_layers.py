@@ -77,7 +77,8 @@ def test_from_questions_to_a_training_of_the_chosen_layers(stories, data_dir, tm
     assert cli.main([
         "train", "--config=slam", *stories, f"--config.select.path={layers}", f"--config.data.train={pairs}",
         f"--workdir={run}", "--config.train.batch_size=2", "--config.train.steps=2", "--config.data.max_length=384",
-        "--config.data.max_overlong_share=1", "--config.optim.weight_decay=0.1", "--config.log.tensorboard=False",
+        "--config.data.max_overlong_share=1", "--config.optim.weight_decay=0.1",
+        "--config.log.tensorboard=False", "--config.log.report=False",
     ]) == 0  # fmt: skip
     assert "260,032 parameters (44,032 trained)" in capsys.readouterr().out
     before, after = flat(stories[0].partition("=")[2]), flat(run)

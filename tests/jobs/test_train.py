@@ -37,7 +37,7 @@ def losses(workdir):
 def done(tmp_path_factory):
     """One finished tiny run."""
     folder = tmp_path_factory.mktemp("tiny")
-    assert train(folder) == 0
+    assert train(folder, "--config.log.report=True") == 0
     return folder
 
 
@@ -53,12 +53,14 @@ def scalar(done, tmp_path_factory):
     folder = tmp_path_factory.mktemp("scalar")
     settings = (f"--config.model.path={done}", "--config.train.steps=2")
     assert train(folder, *settings, config=f"{TINY}:bradley_terry") == 0
+    assert (folder / "DONE").exists() and not (folder / "report.html").exists()  # not wanted
     return folder
 
 
 @pytest.mark.smoke
 def test_a_run_leaves_what_the_design_promises(done):
-    for name in ("config.json", "overrides.json", "env.json", "metrics.jsonl", "eval/preference.json", "DONE"):
+    for name in ("config.json", "overrides.json", "env.json", "metrics.jsonl", "eval/preference.json", "DONE",
+                 "report.html"):  # fmt: skip
         assert (done / name).exists(), name
     results = json.loads((done / "eval" / "preference.json").read_text())
     for name in ("accuracy", "swap_consistency", "position_bias", "ece", "num_pairs"):
@@ -241,7 +243,8 @@ def test_phases_run_one_after_the_other_and_resume(tmp_path, capsys):
         "--config.phases.stage1.data.train=('recipe:word_translation:unlabelled:80',)",
         "--config.phases.stage2.data.train=('recipe:word_translation:train:80',)",
         "--config.data.valid=('recipe:word_translation:valid:20',)",
-        "--config.model.arch.hidden_size=16", "--config.model.arch.num_layers=1", "--config.log.tensorboard=False",
+        "--config.model.arch.hidden_size=16", "--config.model.arch.num_layers=1",
+        "--config.log.tensorboard=False", "--config.log.report=False",
     ]  # fmt: skip
     workdir = tmp_path / "run"
     assert train(workdir, *settings, config="quickstart") == 0

@@ -20,5 +20,5 @@ def get_config(objective: str = "generative_preference") -> ConfigDict:
     config.train.batch_size = 8
     config.train.steps = 6
     config.train.log_every = 1
-    config.log.tensorboard = False
+    config.log.tensorboard, config.log.report = False, False
     return config

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.optim.lr = 1e-2
     config.train.batch_size, config.train.epochs, config.train.log_every = 8, 2.0, 1
     config.train.remat = "none"
-    config.log.tensorboard = False
+    config.log.tensorboard, config.log.report = False, False
     config.recipe.rows = "recipe:word_translation:train:40"
     config.recipe.starts = ("scratch:",)
     config.recipe.budgets, config.recipe.seeds, config.recipe.most_steps = (8, 32), (0,), 4

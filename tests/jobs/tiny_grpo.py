@@ -26,5 +26,5 @@ def get_config(reward: str) -> ConfigDict:
     config.grpo.completions_every = 2
     config.sampling.max_tokens = 4
     config.generation.slots, config.generation.steps_per_call, config.generation.prefill_rows = 16, 4, 4
-    config.log.tensorboard = False
+    config.log.tensorboard, config.log.report = False, False
     return config

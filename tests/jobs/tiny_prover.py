@@ -24,5 +24,5 @@ def get_config() -> ConfigDict:
     config.train.steps = 120
     config.train.remat = "none"
     config.train.log_every = 50
-    config.log.tensorboard = False
+    config.log.tensorboard, config.log.report = False, False
     return config

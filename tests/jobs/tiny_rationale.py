@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.optim.lr = 2e-2
     config.train.batch_size = 16
     config.train.steps = 30
-    config.log.tensorboard = False
+    config.log.tensorboard, config.log.report = False, False
     judging = config.evals.rationale.judging
     judging.instruction, judging.sampling.max_tokens, judging.sampling.n = world.JUDGE_PROMPT, 8, 3
     config.evals.rationale.generation.slots = 16

@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.optim.betas = (0.9, 0.98)
     config.train.batch_size, config.train.steps, config.train.log_every = 16, 120, 60
     config.train.remat = "none"
-    config.log.tensorboard = False
+    config.log.tensorboard, config.log.report = False, False
     config.generation.slots, config.generation.steps_per_call = 16, 8
     recipe = config.recipe
     recipe.rationales = ("recipe:permutation_world:train:64",)

@@ -212,7 +212,8 @@ def folder(tmp_path_factory):
 def trained(folder, workdir, *settings):
     common = [f"--config.data.train=('{folder / 'rows.jsonl'}',)", "--config.data.max_length=64",
               "--config.train.steps=8", "--config.train.batch_size=4", "--config.optim.lr=0.05",
-              "--config.log.tensorboard=False", "--config.train.log_every=1", f"--workdir={workdir}"]  # fmt: skip
+              "--config.log.tensorboard=False", "--config.log.report=False",
+              "--config.train.log_every=1", f"--workdir={workdir}"]  # fmt: skip
     return cli.main(["train", *settings, *common])
 
 

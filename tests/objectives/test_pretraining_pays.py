@@ -5,6 +5,9 @@ numbers are in docs/results.md.
 """
 
 import permutation_world
+import pytest
+
+pytestmark = pytest.mark.optimised
 
 
 def test_stage_1_pays_with_few_labels():

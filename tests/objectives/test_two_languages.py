@@ -4,7 +4,10 @@ The whole check (five seeds, full tuning, LoRA and other layers beside it) is `t
 numbers are in docs/results.md.
 """
 
+import pytest
 import two_languages
+
+pytestmark = pytest.mark.optimised
 
 
 def test_translations_into_the_lowest_layer_carry_sums_over():

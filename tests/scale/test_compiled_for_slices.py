@@ -15,9 +15,11 @@ WORKER = Path(__file__).parent / "slice_worker.py"
 PEAK_GIB = {"train": 0.14, "score": 0.056, "decode": 0.135}
 """Seen with libtpu 0.0.42.1: 0.130, 0.052 and 0.123; with 0.0.52: 0.117, 0.041 and 0.125."""
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not here (gramjax[plan])"
-)
+NO_COMPILER = "the TPU compiler is not here (gramjax[plan])"
+pytestmark = [
+    pytest.mark.optimised,
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason=NO_COMPILER),
+]
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from gramjax.objectives import cross_entropy
 from gramjax.training import optimizer, setup
 from gramjax.training.step import make_step
 
+pytestmark = pytest.mark.optimised
+
 ARCH = decoder.Config(
     vocab_size=64, hidden_size=32, intermediate_size=96, num_layers=4, num_heads=2, num_kv_heads=1, head_dim=16
 )
