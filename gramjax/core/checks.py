@@ -54,6 +54,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "grpo.delta": (0, INF),
     "grpo.dual_clip": (0, INF),
     "grpo.ratio_cap": (ABOVE_0, INF),
+    "grpo.entropy_target": (0, INF),
+    "grpo.entropy_coef_delta": (0, INF),
     "grpo.top_entropy_quantile": (ABOVE_0, 1),
     "grpo.beta": (0, INF),
     "grpo.correction_cap": (ABOVE_0, INF),

@@ -294,8 +294,9 @@ def policy_objective(
         used = uncertain_tokens(
             entropies, rows.mask & (rows.spread(batch["trained"]) > 0), section.top_entropy_quantile
         )
-    if section.entropy_coef:
-        tokens -= section.entropy_coef * rows.clean(entropies)
+    if section.entropy_bonus:
+        coefs = rows.clean(batch["entropy_coef"]) if section.use_adaptive_entropy else section.entropy_coef
+        tokens -= coefs * rows.clean(entropies)
     tokens = jnp.where(used, tokens, 0)
     metrics: dict[str, Pair] = {}
     if "reference_logprobs" in batch:

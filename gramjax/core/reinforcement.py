@@ -103,6 +103,17 @@ class GrpoSection:
     """k and lambda of vespo for negative advantages."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus, which is averaged like the loss (TRL's is always a token mean)."""
+    use_adaptive_entropy: bool = False
+    """Lead the weight from rollout to rollout, from `entropy_coef` on: it rises while samples have less entropy than
+    `entropy_target`, falls otherwise, and counts only while they have at most that."""
+    entropy_target: float = 0.2
+    """Nats per token (the metric `sampling/entropy`); set it near what the start of a training shows."""
+    entropy_coef_delta: float = 0.005
+    """What the weight rises or falls by in a rollout."""
+    entropy_coef_min: float = 0.0
+    """Smallest weight."""
+    entropy_coef_max: float = 1.0
+    """Largest weight."""
     top_entropy_quantile: float = 1.0
     """Share of the tokens of a microbatch, those of highest entropy, that policy loss and entropy bonus use."""
 
@@ -141,6 +152,11 @@ class GrpoSection:
 
     temperature: float = dataclasses.field(default=1.0, metadata=ELSEWHERE)
     """`config.sampling.temperature`: the policy that is optimised is the tempered one."""
+
+    @property
+    def entropy_bonus(self) -> bool:
+        """Whether the loss has an entropy bonus, at least at times."""
+        return self.entropy_coef != 0 or self.use_adaptive_entropy
 
 
 @dataclasses.dataclass(frozen=True)

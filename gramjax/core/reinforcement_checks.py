@@ -82,6 +82,14 @@ def _check_loss(section: GrpoSection) -> None:
     for field in ("sapo_temperatures", "vespo_positive", "vespo_negative"):
         if min(getattr(section, field)) <= 0:
             _refuse(field, getattr(section, field), "both must be above 0")
+    led = ("entropy_target", "entropy_coef_delta", "entropy_coef_min", "entropy_coef_max")
+    low, high = section.entropy_coef_min, section.entropy_coef_max
+    if not section.use_adaptive_entropy:
+        for field in led:
+            if getattr(section, field) != getattr(GrpoSection, field):
+                _refuse(field, getattr(section, field), "config.grpo.use_adaptive_entropy is False")
+    elif not low <= section.entropy_coef <= high:
+        _refuse("entropy_coef", section.entropy_coef, f"it begins outside of entropy_coef_min and _max ({low}, {high})")
 
 
 def _check_distance(section: GrpoSection) -> None:

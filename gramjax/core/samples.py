@@ -86,7 +86,7 @@ def select(
         trained &= ~made.dead
     if section.zero_variance in ("renormalise", "resample"):
         counted &= ~made.dead
-    moved = bool(section.entropy_coef) or (bool(section.beta) and section.kl_in == "loss")
+    moved = section.entropy_bonus or (bool(section.beta) and section.kl_in == "loss")
     tokens = np.array([np.any(t) for t in made.per_token], bool) if size else np.zeros(0, bool)
     if not np.any(trained if moved else trained & tokens):
         trained, counted = np.zeros(size, bool), np.zeros(size, bool)

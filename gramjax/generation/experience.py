@@ -16,7 +16,8 @@ from gramjax.data.text import Example
 MOST_PACKED = 8
 """Most samples in one packed row."""
 
-PER_TOKEN = ("sampler_logprobs", "old_logprobs", "reference_logprobs", "old_values", "advantages", "returns")
+PER_TOKEN = ("sampler_logprobs", "old_logprobs", "reference_logprobs", "old_values", "advantages", "returns",
+             "entropy_coef")  # fmt: skip
 """Numbers of a sample that stand beside the tokens of its completion."""
 
 
@@ -46,6 +47,7 @@ class Sample:
     old_values: np.ndarray | None = None
     advantages: np.ndarray | None = None
     returns: np.ndarray | None = None
+    entropy_coef: np.ndarray | None = None
     rewards: tuple[float, ...] = ()
     """One per reward function; NaN: not judged."""
     reward: float = 0.0
@@ -89,7 +91,7 @@ def from_json(values: Mapping[str, Any]) -> Sample:
     out = dict(values)
     out["tokens"] = np.asarray(out["tokens"], np.int32)
     for name in PER_TOKEN:
-        out[name] = None if out[name] is None else np.asarray(out[name], np.float32)
+        out[name] = None if out.get(name) is None else np.asarray(out[name], np.float32)
     out["rewards"] = tuple(float("nan") if value is None else value for value in out["rewards"])
     return Sample(**out)
 

@@ -20,19 +20,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gramjax.core import processes, progress, tree
+from gramjax.core import processes, progress
 from gramjax.core.config import GenerationSection, SamplingSection
 from gramjax.core.errors import DataError, Preempted, UserError
 from gramjax.core.reinforcement import GrpoSection
 from gramjax.data import pipeline
 from gramjax.data.rows import digest
 from gramjax.data.text import Renderer
-from gramjax.generation import experience, valuation
+from gramjax.generation import experience, token_numbers, valuation
+from gramjax.generation.entropy import Leader
 from gramjax.generation.experience import Sample
 from gramjax.generation.request import Completion, Request, Statistics
 from gramjax.generation.rewards import Rewards
 from gramjax.generation.sampler import Sampler
-from gramjax.models import heads, lora
 from gramjax.models.model import Model
 
 VERSION = 1
@@ -108,6 +108,8 @@ class Plan:
             names.append("old_logprobs")
         if self.grpo.beta > 0 and self.grpo.kl_in == "loss":
             names.append("reference_logprobs")
+        if self.grpo.use_adaptive_entropy:
+            names.append("entropy_coef")
         return tuple([*names, "returns", "old_values"] if self.values else names)
 
 
@@ -170,8 +172,10 @@ class Rollouts:
         self.about: Pairs = {}
         self.given: collections.deque[tuple[int, list[int]]] = collections.deque(maxlen=64)
         """Which prompts the last minibatches were of, each with its number."""
+        self.entropy = Leader(plan.grpo, plan.grpo.entropy_coef) if plan.grpo.use_adaptive_entropy else None
+        temperature = plan.sampling.temperature
         self._numbers = {
-            own: jax.jit(self._forward_numbers(own)) for own in (True, False)
+            own: jax.jit(token_numbers.reader(model, temperature, own, plan.values)) for own in (True, False)
         }
 
     # -- the contract of a source -------------------------------------------------------------------------------------
@@ -224,6 +228,7 @@ class Rollouts:
                 "samples": [experience.as_json(sample) for sample in pending[0]], "metrics": pending[1],
                 "cursor": pending[2],
             },
+            **({} if self.entropy is None else {"entropy_coef": self.entropy.coef}),
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -238,6 +243,8 @@ class Rollouts:
         self.step, self.cursor = state["step"], state["cursor"]
         groups = lambda name: [[experience.from_json(s) for s in part] for part in state[name]]  # noqa: E731
         self.waiting, self.surplus, self.pending = collections.deque(groups("waiting")), groups("surplus"), None
+        if self.entropy is not None:
+            self.entropy.coef = state.get("entropy_coef", self.entropy.coef)
         if state["pending"] is not None:
             found = state["pending"]
             self.pending = concurrent.futures.Future()
@@ -263,7 +270,8 @@ class Rollouts:
         began = time.perf_counter()
         self._score(samples, params)
         metrics["time/logprobs"] = (time.perf_counter() - began, 1.0)
-        return samples, metrics | self.value.settle(samples, self.plan.seed, self.step)
+        metrics |= self.value.settle(samples, self.plan.seed, self.step)
+        return samples, metrics if self.entropy is None else metrics | self.entropy.lead(samples)
 
     def _weights(self, params: Any) -> Any:
         return self.model.pack_for_decoding(params, self.plan.generation.gather_weights)
@@ -424,31 +432,13 @@ class Rollouts:
 
     # -- what the trainer's models say --------------------------------------------------------------------------------
 
-    def _forward_numbers(self, own: bool) -> Callable[[Any, Any], dict[str, jax.Array]]:
-        """The function of (parameters, batch) that gives log-probabilities (and values) per token: of the policy
-        (`own`) or of the reference, which has no adapters."""
-        model, temperature = self.model, self.plan.sampling.temperature
-        if not own:
-            model = dataclasses.replace(model, config=lora.off(model.config), remat="none")
-
-        def numbers(params: Any, batch: Any) -> dict[str, jax.Array]:
-            weights = model.pack(params)
-            hidden = model.forward(weights, batch).hidden
-            logprobs, _ = heads.token_statistics(
-                weights, hidden, batch["labels"], model.logit_chunk, temperature, False, model.mesh
-            )
-            values = {"old_values": heads.value(weights, hidden)} if own and self.plan.values else {}
-            return {"old_logprobs" if own else "reference_logprobs": logprobs, **values}
-
-        return numbers
-
     def _score(self, samples: Sequence[Sample], params: Any) -> None:
         """Give every sample the numbers that its batch needs."""
         passes = []
         if self.plan.recomputes:
             passes.append((True, params))
         if self.plan.grpo.beta > 0:
-            passes.append((False, _without_adapters(params) if self.reference is None else self.reference))
+            passes.append((False, token_numbers.without_adapters(params) if self.reference is None else self.reference))
         if not passes:
             return
         rows = max(len(samples) // max(self.plan.grpo.steps_per_rollout, 1), 1)
@@ -458,9 +448,9 @@ class Rollouts:
             placed = self.put(self._own(batch))
             for own, weights in passes:
                 for name, values in self._numbers[own](weights, placed).items():
-                    found = experience.unpack(_everywhere(values), part, plan)
-                    for sample, numbers in zip(part, found, strict=True):
-                        setattr(sample, name, numbers)
+                    found = experience.unpack(token_numbers.everywhere(values), part, plan)
+                    for sample, beside in zip(part, found, strict=True):
+                        setattr(sample, name, beside)
 
     # -- minibatches --------------------------------------------------------------------------------------------------
 
@@ -483,18 +473,3 @@ class Rollouts:
         own = rows // self.process_count
         begin = self.process_index * own
         return {name: array[begin : begin + own] for name, array in batch.items()}
-
-
-def _without_adapters(params: Any) -> Any:
-    """The frozen base of a policy with adapters."""
-    flat = tree.flatten(params)
-    return tree.unflatten({path: leaf for path, leaf in flat.items() if not lora.is_rank_leaf(path)})
-
-
-def _everywhere(values: jax.Array) -> np.ndarray:
-    """The whole of an array that may be spread over processes."""
-    if values.is_fully_addressable:
-        return np.asarray(values)
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(values, tiled=True))

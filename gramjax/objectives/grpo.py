@@ -50,6 +50,6 @@ def loss(model: Any, weights: Any, batch: dict[str, jax.Array], config: Config, 
     """The policy loss with its distance and entropy terms; metrics `kl`, `entropy`, `clip_ratio/…`, `sampling/…`."""
     hidden = model.forward(weights, batch).hidden
     logprobs, entropies = heads.token_statistics(
-        weights, hidden, batch["labels"], model.logit_chunk, config.temperature, config.entropy_coef != 0, model.mesh
+        weights, hidden, batch["labels"], model.logit_chunk, config.temperature, config.entropy_bonus, model.mesh
     )
     return policy_objective(logprobs, entropies, batch, config)

@@ -72,7 +72,7 @@ def loss(model: Any, weights: Any, batch: dict[str, jax.Array], config: Config, 
     """The losses of policy and values; metrics of `grpo`, and `value/…`."""
     hidden = model.forward(weights, batch).hidden
     logprobs, entropies = heads.token_statistics(
-        weights, hidden, batch["labels"], model.logit_chunk, config.temperature, config.entropy_coef != 0, model.mesh
+        weights, hidden, batch["labels"], model.logit_chunk, config.temperature, config.entropy_bonus, model.mesh
     )
     values = heads.value(weights, hidden)
     errors, bounded = value_loss(values, batch["old_values"], batch["returns"], config.value_clip)

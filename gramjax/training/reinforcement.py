@@ -16,7 +16,7 @@ from gramjax.data import rows as row_types
 from gramjax.data.rows import Drop, Tally
 from gramjax.data.text import Renderer, example
 from gramjax.generation.rewards import Resources, Rewards
-from gramjax.generation.rollouts import Plan, Prompts, Rollouts, exact
+from gramjax.generation.rollouts import Plan, Prompts, Rollouts, exact, whole
 from gramjax.generation.sampler import prompt_tokens, template_extras
 from gramjax.generation.valuation import Valuer
 from gramjax.scoring.reading import Layout
@@ -111,6 +111,11 @@ def check(
             "config.grpo.old_logprobs=sampler and config.grpo.correction need the sampler's log-probabilities under "
             "the policy: leave config.sampling.top_k, top_p, min_p and repetition_penalty off, or keep the temperature "
             "at 1"
+        )
+    if not whole(sampling) and grpo.use_adaptive_entropy:
+        raise UserError(
+            "config.grpo.use_adaptive_entropy takes the entropy from what was drawn: leave config.sampling.top_k, "
+            "top_p, min_p and repetition_penalty off"
         )
     if not end_ids and not sampling.stop and not sampling.stop_ids:
         raise UserError("the tokenizer has no end token: give config.sampling.stop or config.sampling.stop_ids")

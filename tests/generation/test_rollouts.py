@@ -13,6 +13,8 @@ from gramjax.core.errors import Preempted, UserError
 from gramjax.core.reinforcement import GrpoSection, RewardSection
 from gramjax.data import tokenizer
 from gramjax.data.text import Renderer
+from gramjax.generation.entropy import Leader
+from gramjax.generation.experience import Sample
 from gramjax.generation.rollouts import Plan, Prompts, Rollouts
 from gramjax.generation.valuation import Valuer
 from gramjax.objectives import grpo as objective
@@ -101,6 +103,7 @@ def test_a_rollout_has_whole_groups_of_versions_and_log_probabilities_of_the_pol
 
 
 @pytest.mark.parametrize("change", [{}, {"steps_per_rollout": 2, "iterations": 2}, {"lag": 1},
+                                    {"use_adaptive_entropy": True, "entropy_target": 4.0, "steps_per_rollout": 2},
                                     {"zero_variance": "resample", "prompts_per_step": 3}])  # fmt: skip
 def test_a_source_goes_on_from_every_saved_position_with_the_same_batches(change):
     grpo = dataclasses.replace(GRPO, **change)
@@ -114,6 +117,57 @@ def test_a_source_goes_on_from_every_saved_position_with_the_same_batches(change
         again.restore(states[start])
         for batch in batches[start:]:
             same(batch, again.next(params()))
+
+
+def test_the_weight_of_the_entropy_bonus_is_led_by_what_was_drawn():
+    """It rises below the target and falls above it, within its bounds, and counts at most up to the target; the weight
+    of a rollout is the one that earlier ones led to."""
+    settings = GrpoSection(use_adaptive_entropy=True, entropy_coef=0.02, entropy_target=1.0, entropy_coef_delta=0.015,
+                           entropy_coef_max=0.03)  # fmt: skip
+
+    def samples(*surprisals, offline=False):
+        logprobs = [-np.asarray(values, np.float32) for values in surprisals]
+        tokens = [np.zeros(1 + len(values), np.int32) for values in logprobs]
+        made = [Sample(0, 0, i, 1, own, "", "stop", 0, offline) for i, own in enumerate(tokens)]
+        for sample, values in zip(made, logprobs):
+            sample.sampler_logprobs = values
+        return made
+
+    led = Leader(settings, settings.entropy_coef)
+    low, high = samples([0.5], [0.5, 1.5, 0.7]), samples([0.9], [2.0, 2.0])
+    metrics = led.lead(low)  # entropy 0.8: a mean over tokens, not over samples
+    total, count = metrics["sampling/entropy"]
+    assert total / count == pytest.approx(0.8) and metrics["entropy_coef"] == (0.02, 1.0)
+    assert [sample.entropy_coef.tolist() for sample in low] == [[np.float32(0.02)], [np.float32(0.02)] * 3]
+    assert led.coef == 0.03  # not 0.035
+    led.lead(high)
+    assert high[1].entropy_coef.tolist() == [0, 0] and led.coef == pytest.approx(0.015)
+    elsewhere = [*samples([0.1], offline=True), *high]
+    led.lead(elsewhere)  # 1.63 of the drawn ones, below the target with those from elsewhere
+    assert led.coef == 0.0
+    nothing = samples([0.1], offline=True)
+    assert led.lead(nothing)["entropy_coef_applied"] == (0.0, 1.0) and led.coef == 0.0
+
+
+def test_a_led_bonus_is_that_of_a_fixed_weight_while_it_counts():
+    """The entropy that leads is the one that the loss reports, up to the drawing; a target that is never met is no
+    bonus."""
+    network, weights, _ = tiny()
+    made = {
+        target: source(dataclasses.replace(GRPO, entropy_coef=0.02, use_adaptive_entropy=True, entropy_target=target))
+        for target in (0.01, 9.0)
+    }
+    fixed = source(dataclasses.replace(GRPO, entropy_coef=0.02))
+    batches = {target: one.next(params()) for target, one in made.items()} | {"fixed": fixed.next(params())}
+    loss = {
+        name: objective.loss(network, weights, batch, (fixed if name == "fixed" else made[name]).plan.grpo)
+        for name, batch in batches.items()
+    }
+    value = {name: float(total / weight) for name, ((total, weight), _) in loss.items()}
+    assert value[9.0] == pytest.approx(value["fixed"], abs=1e-7) and value[0.01] > value["fixed"] + 0.01
+    total, count = loss["fixed"][1]["entropy"]
+    drawn, tokens = made[9.0].metrics()["sampling/entropy"]
+    assert tokens == count and drawn / tokens == pytest.approx(float(total / count), rel=0.15)
 
 
 def test_other_seeds_draw_others_and_a_changed_group_size_is_refused():

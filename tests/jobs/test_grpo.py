@@ -113,6 +113,7 @@ def test_rewards_that_fail_end_the_run_with_the_first_error(reward_file, tmp_pat
      "top_p"),
     (("--config.sampling.max_tokens=80",), "max_tokens=80"),
     (("--config.grpo.loss=dpao",), "dapo"),
+    (("--config.grpo.use_adaptive_entropy=True", "--config.sampling.top_p=0.9"), "use_adaptive_entropy"),
     (("--config.reward.functions=('nowhere.py:f',)",), "nowhere.py does not exist"),
     (("--config.grpo.kl_estimator=k1", "--config.grpo.beta=0.1"), "allow_k1_loss"),
 ])  # fmt: skip

@@ -218,6 +218,8 @@ REFUSED = [
     ({"correction": "token_mask", "old_logprobs": "sampler"}, "correction"),
     ({"correction": "token_mask", "correction_floor": 3.0}, "correction_floor"),
     ({"samples_schedule": ("soon:all",)}, "samples_schedule"),
+    ({"entropy_target": 1.0}, "entropy_target"),
+    ({"use_adaptive_entropy": True, "entropy_coef": 0.5, "entropy_coef_max": 0.1}, "entropy_coef"),
 ]
 
 
