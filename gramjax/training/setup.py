@@ -128,6 +128,7 @@ def open_network(
         arch = with_adapters(arch, configs.section(config.lora, configs.LoraSection, "lora"))
     if heads:
         arch = dataclasses.replace(arch, heads=tuple(heads))
+        refuse_idle_sizes(module, config.model.get("arch"), arch.heads)
     loaded.check_fits(arch.vocab_size)
     mesh = sharding.make_mesh(configs.section(config.mesh, configs.MeshSection, "mesh"), devices)
     check_mesh(arch, mesh)
@@ -180,6 +181,17 @@ def architecture(module: ModuleType, given: Any, source: Any, vocab_size: int) -
             )
         found = dataclasses.replace(found, **{name: own})
     return found
+
+
+def refuse_idle_sizes(module: ModuleType, given: Any, heads: tuple[str, ...]) -> None:
+    """Raise UserError for the size of a head in `config.model.arch` that this training does not have."""
+    for name, head in OF_HEADS.items():
+        own = given.get(name) if given is not None else None
+        if own is not None and head not in heads and own != getattr(module.Config(), name, own):
+            raise UserError(
+                f"config.model.arch.{name} is {own!r}, but this training has no {head} head (it has {', '.join(heads)}); "
+                "leave it out"
+            )
 
 
 def with_adapters(arch: Any, asked: configs.LoraSection) -> Any:

@@ -62,6 +62,7 @@ def test_B3_numbers_are_numbers_and_B4_a_leading_zero_is_decimal():
         pytest.param(["model.arch.max_position_embeddings=4"], "max_position_embeddings=4", id="B6-positions"),
         pytest.param(["model.arch.sliding_window=-5"], "sliding_window is -5", id="B6-window"),
         pytest.param(["model.arch.norm_eps=0"], "norm_eps is 0", id="B6-epsilon"),
+        pytest.param(["model.arch.preference_width=64"], "this training has no preference head", id="B6-idle-head"),
         pytest.param(["select.layers=(99,)"], "layer 99 does not exist; the model has layers 0 to 3", id="B6-layers"),
         pytest.param(["lora.rank=4", "lora.targets=('nope',)"], "'nope' matches no parameter", id="B6-lora"),
         pytest.param(["lora.rank=4", "select.layers=(1,)"], "has adapters", id="B6-lora-and-layers"),

@@ -88,6 +88,10 @@ def test_values_are_those_at_the_call_though_the_buffers_are_donated(tmp_path):
         assert_same(checkpoints.restore(1, abstract(make_state(0))).state, make_state(1))
 
 
+FLIPS = 12
+"""Of each file."""
+
+
 def test_a_flipped_byte_never_restores_a_wrong_value(run):
     folder = run / "checkpoints" / "3"
     expected = make_state(3)
@@ -97,7 +101,7 @@ def test_a_flipped_byte_never_restores_a_wrong_value(run):
         for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size):
             whole = file.read_bytes()
             rng = np.random.default_rng(len(whole))
-            for place in rng.choice(len(whole), size=min(25, len(whole)), replace=False):
+            for place in rng.choice(len(whole), size=min(FLIPS, len(whole)), replace=False):
                 damaged = bytearray(whole)
                 damaged[place] ^= 1 << int(rng.integers(8))
                 file.write_bytes(damaged)
@@ -110,8 +114,8 @@ def test_a_flipped_byte_never_restores_a_wrong_value(run):
                 assert restored.data_state == {"next_index": 30} and restored.meta == META
             file.write_bytes(whole)
     data = [file for file in refused if file.parent.name == "d"]
-    assert data and max(refused[file] for file in data) == 25
-    assert refused[folder / "manifest" / "metadata"] == 25
+    assert data and max(refused[file] for file in data) == FLIPS
+    assert refused[folder / "manifest" / "metadata"] == FLIPS
 
 
 def test_restore_falls_back_to_the_step_before_and_says_so(run, log):

@@ -15,7 +15,6 @@ from functools import partial
 from jax.sharding import PartitionSpec as P, NamedSharding
 from gramjax.core import collectives
 
-pytestmark = pytest.mark.optimised
 mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
 run = partial(jax.shard_map, mesh=mesh, check_vma=False)
 x = jax.ShapeDtypeStruct((8, 256), jnp.float32, sharding=NamedSharding(mesh, P("x")))
