@@ -35,7 +35,7 @@ test: dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) $(TESTS)
 
 smoke: dev
-	$(BIN)/python -m pytest -m smoke $(PYTEST_ARGS) $(TESTS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -m smoke $(PYTEST_ARGS) $(TESTS)
 
 chaos: dev
 	JAX_PLATFORMS=cpu $(BIN)/python tests/faults/chaos.py --minutes $(MINUTES) $(ARGS)

@@ -16,8 +16,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 UNOPTIMISED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 os.environ.setdefault(UNOPTIMISED, "1")
 """Most programs here are compiled once and run for milliseconds: LLVM's expensive passes are left out, which nearly
-halves the time to compile them; XLA's own passes, which decide what is computed where, are not. Tests that compute for
-long, or look at what the compiler makes, are marked `optimised`; `JAX_DISABLE_MOST_OPTIMIZATIONS=0` is for all."""
+halves the time to compile them; XLA's own passes, which decide what is computed where, are not. Modules that compute
+for long, or look at what the compiler makes, are marked `optimised`; with `JAX_DISABLE_MOST_OPTIMIZATIONS=0` nothing is
+left out (the smoke runs so)."""
 
 
 SLOW_FILES = (
