@@ -189,8 +189,8 @@ def refuse_idle_sizes(module: ModuleType, given: Any, heads: tuple[str, ...]) ->
         own = given.get(name) if given is not None else None
         if own is not None and head not in heads and own != getattr(module.Config(), name, own):
             raise UserError(
-                f"config.model.arch.{name} is {own!r}, but this training has no {head} head (it has {', '.join(heads)}); "
-                "leave it out"
+                f"config.model.arch.{name} is {own!r}, but this training has no {head} head (it has "
+                f"{', '.join(heads)}); leave it out"
             )
 
 
