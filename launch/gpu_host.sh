@@ -7,7 +7,8 @@
 #
 # --port=P is where several processes meet, on this host; without it they take one that is free.
 # SIGTERM and Ctrl-C are passed on to every process. When one ends badly the others are ended too, and its exit code is
-# that of the script: 75 means that the state is saved and the same command goes on.
+# that of the script: 75 means that the state is saved and the same command goes on. Processes that stop on request do so
+# together; one that is still there GRAMJAX_LINGER seconds (30) later was never told and is asked, then ended.
 set -uo pipefail
 
 processes=1 port=
@@ -15,7 +16,7 @@ while [[ $# -gt 0 ]]; do
   case $1 in
     --processes=*) processes=${1#*=} ;;
     --port=*) port=${1#*=} ;;
-    -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) break ;;
   esac
   shift
@@ -66,7 +67,7 @@ done
 
 # The first bad exit decides. A peer that lost its partner is aborted by the runtime (134): that says less than the cause.
 # `wait -n` says which is the first, but forgets one of two that end at the same moment: each is looked at every second.
-code=0 tick=
+code=0 tick= since=0 asked=
 left=("${pids[@]}")
 while [[ ${#left[@]} -gt 0 ]]; do
   if [[ -z $tick ]] || ! kill -0 "$tick" 2>/dev/null; then
@@ -85,7 +86,7 @@ while [[ ${#left[@]} -gt 0 ]]; do
     wait "$pid"
     status=$?
     if [[ $status -ne 0 && $code -eq 0 ]]; then
-      code=$status
+      code=$status since=$SECONDS
       for i in "${!pids[@]}"; do
         if [[ ${pids[i]} == "$pid" ]]; then echo "gpu_host.sh: process $i ended with $status" >&2; fi
       done
@@ -95,6 +96,16 @@ while [[ ${#left[@]} -gt 0 ]]; do
     given_time=yes
     sleep "${GRAMJAX_GRACE:-5}" # time for the others to say why
     kill -KILL "${running[@]}" 2>/dev/null
+  fi
+  # Asked to stop before it had joined the others, a process ends alone: they would wait for it for minutes.
+  if [[ ${#running[@]} -gt 0 && $code -eq 75 ]]; then
+    if [[ -z $asked && $((SECONDS - since)) -ge ${GRAMJAX_LINGER:-30} ]]; then
+      echo "gpu_host.sh: ${#running[@]} of $processes processes did not stop with it: they are asked to" >&2
+      kill -TERM "${running[@]}" 2>/dev/null
+      asked=$SECONDS
+    elif [[ -n $asked && $((SECONDS - asked)) -ge ${GRAMJAX_LINGER:-30} ]]; then
+      kill -KILL "${running[@]}" 2>/dev/null
+    fi
   fi
   left=(${running[@]+"${running[@]}"})
 done

@@ -71,6 +71,17 @@ def test_a_saved_state_is_waited_for(stands):
     assert done.returncode == 75 and done.stdout == "saved\n"
 
 
+@pytest.mark.parametrize("deaf", [False, True])
+def test_one_that_was_never_told_of_a_request_to_stop_is_asked_then_ended(stands, deaf):
+    """A process that was stopped before it had joined the others would be waited for by them for minutes."""
+    trap = "trap '' TERM" if deaf else "trap 'exit 75' TERM"
+    stands.add("gramjax", f"if [[ $JAX_PROCESS_ID == 1 ]]; then exit 75; fi; {trap}\n"
+                          "for i in {1..600}; do sleep 0.1; done")  # fmt: skip
+    done = run(stands, "--processes=3", "train", GRAMJAX_LINGER="1")
+    assert done.returncode == 75, done.stderr
+    assert "2 of 3 processes did not stop with it" in done.stderr
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_request_to_stop_reaches_each_process_once(stands, tmp_path, processes):
     marks = tmp_path / "marks"
