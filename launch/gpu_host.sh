@@ -25,6 +25,10 @@ if ! [[ $processes =~ ^[1-9][0-9]*$ ]]; then
   echo "gpu_host.sh: --processes=$processes is not a positive number" >&2
   exit 2
 fi
+if ! [[ ${GRAMJAX_LINGER:=30} =~ ^[0-9]+$ ]]; then
+  echo "gpu_host.sh: GRAMJAX_LINGER=$GRAMJAX_LINGER is not a whole number of seconds" >&2
+  exit 2
+fi
 if [[ $# -eq 0 ]]; then
   echo "gpu_host.sh: give a verb of gramjax, such as train (--help)" >&2
   exit 2
@@ -99,11 +103,11 @@ while [[ ${#left[@]} -gt 0 ]]; do
   fi
   # Asked to stop before it had joined the others, a process ends alone: they would wait for it for minutes.
   if [[ ${#running[@]} -gt 0 && $code -eq 75 ]]; then
-    if [[ -z $asked && $((SECONDS - since)) -ge ${GRAMJAX_LINGER:-30} ]]; then
+    if [[ -z $asked && $((SECONDS - since)) -ge $GRAMJAX_LINGER ]]; then
       echo "gpu_host.sh: ${#running[@]} of $processes processes did not stop with it: they are asked to" >&2
       kill -TERM "${running[@]}" 2>/dev/null
       asked=$SECONDS
-    elif [[ -n $asked && $((SECONDS - asked)) -ge ${GRAMJAX_LINGER:-30} ]]; then
+    elif [[ -n $asked && $((SECONDS - asked)) -ge $GRAMJAX_LINGER ]]; then
       kill -KILL "${running[@]}" 2>/dev/null
     fi
   fi

@@ -1,5 +1,4 @@
-"""The weight of the entropy bonus, led by the entropy of what was drawn (Skywork-OR1, 2505.22312, section 4; the names
-are TRL's).
+"""The weight of the entropy bonus, led by the entropy of what was drawn (Skywork-OR1, 2505.22312; the names are TRL's).
 
 The entropy of the policy is estimated from the samples themselves: the mean of -log p over their tokens, whose
 expectation it is where tokens are drawn from the whole distribution. So it is known before the first optimiser step on

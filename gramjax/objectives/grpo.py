@@ -4,7 +4,7 @@ The settings are `config.grpo` (`core.reinforcement.GrpoSection`), the formulas 
 answer is worth was decided on the host (`core.advantages`). Batches hold rows of packed prompts with their answers:
 
     tokens, labels, segment_ids, positions, loss_mask [R, T]; advantages [R, T]
-    old_logprobs, sampler_logprobs, reference_logprobs [R, T], each only where the settings need it
+    old_logprobs, sampler_logprobs, reference_logprobs, entropy_coef [R, T], each only where the settings need it
     example_mask, trained, counted, offline, limit [R, N]
 
 Without `old_logprobs` the weights at hand are those that answered: the one update that a rollout gets.

@@ -88,7 +88,7 @@ def test_values_are_those_at_the_call_though_the_buffers_are_donated(tmp_path):
         assert_same(checkpoints.restore(1, abstract(make_state(0))).state, make_state(1))
 
 
-FLIPS = 12
+FLIPS = 25
 """Of each file."""
 
 

@@ -128,18 +128,22 @@ def alone(tmp_path_factory):
 
 
 def test_a_run_that_is_killed_and_stopped_again_and_again_ends_as_an_undisturbed_one(alone, tmp_path):
-    """F2, F3, F4, F5: SIGKILL of a process while it saves, SIGTERM to one of them in an evaluation and to the launcher
-    in a step; then to the end: always the same command. (`make chaos` does all of it to either process.)"""
+    """F2, F3, F4, F5: SIGKILL of either process while it saves, SIGTERM to one of them in an evaluation and to the
+    launcher in a step; then to the end: always the same command."""
     run = tmp_path / "run"
     with (tmp_path / "log").open("w") as log:
-        code, text = finished(launch(run, *BEST, log=log, fault="kill@save10:0"), log)
-        assert code == 128 + 9 and "process 0 ended with 137" in text, text[-3000:]
+        code, text = finished(launch(run, *BEST, log=log, fault="kill@save10:1"), log)
+        assert code == 128 + 9 and "process 1 ended with 137" in text, text[-3000:]
         assert max(state.steps_of(run), default=0) <= 10
 
         code, text = finished(launch(run, *BEST, log=log, fault="term@eval20:1"), log)
         assert code == 75 and "in the evaluation of step 20; it is saved" in text, text[-3000:]
         assert max(state.steps_of(run)) == 20 == max(steps_in(run))
         assert all(evaluated is None for _, _, evaluated in lines_in(run)), "half an evaluation is none"
+
+        code, text = finished(launch(run, *BEST, log=log, fault="kill@save40:0"), log)
+        assert code == 128 + 9 and "process 0 ended with 137" in text, text[-3000:]
+        assert 20 <= max(state.steps_of(run)) <= 40 and state.verify(run, max(state.steps_of(run))) == []
 
         job = launch(run, *BEST, log=log, fault="slow@step1")
         wait_for_step(job, run, max(steps_in(run)) + 3, log)

@@ -17,7 +17,8 @@ VALID = "recipe:permutation_world:valid:20"
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("judge")
-    assert cli.main(["train", f"--config={Path(__file__).parent / 'tiny_rationale.py'}", f"--workdir={folder}"]) == 0
+    config = f"--config={Path(__file__).parent / 'tiny_rationale.py'}"
+    assert cli.main(["train", config, f"--workdir={folder}", "--config.log.report=True"]) == 0
     return folder
 
 
@@ -39,7 +40,7 @@ def evaluate(model, folder, *settings):
 def test_training_and_evaluate_draw_the_same(trained, tmp_path, capsys):
     """Rendering settings and the instruction come from the run; the same function judges in both."""
     then, rows = results(trained)
-    assert then["num_pairs"] == 20 and then["unreadable_share"] < 0.5
+    assert then["num_pairs"] == 20 and then["unreadable_share"] < 0.5 and (trained / "report.html").exists()
     assert read_metrics(trained / "metrics.jsonl")[-1]["eval/rationale/accuracy"] == then["accuracy"]
     now, again = evaluate(trained, tmp_path, "--config.evals.rationale.generation.slots=16")
     for one, two in zip(rows, again, strict=True):
