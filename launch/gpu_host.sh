@@ -71,7 +71,8 @@ done
 
 # The first bad exit decides. A peer that lost its partner is aborted by the runtime (134): that says less than the cause.
 # `wait -n` says which is the first, but forgets one of two that end at the same moment: each is looked at every second.
-code=0 tick= since=0 asked=
+code=0 since=0
+tick="" asked=""
 left=("${pids[@]}")
 while [[ ${#left[@]} -gt 0 ]]; do
   if [[ -z $tick ]] || ! kill -0 "$tick" 2>/dev/null; then
