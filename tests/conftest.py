@@ -15,10 +15,13 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 UNOPTIMISED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 os.environ.setdefault(UNOPTIMISED, "1")
-"""Most programs here are compiled once and run for milliseconds: LLVM's expensive passes are left out, which nearly
-halves the time to compile them; XLA's own passes, which decide what is computed where, are not. Modules that compute
-for long, or look at what the compiler makes, are marked `optimised`; with `JAX_DISABLE_MOST_OPTIMIZATIONS=0` nothing is
-left out (the smoke runs so)."""
+EMITTERS, WITHOUT_EMITTERS = "xla_cpu_use_fusion_emitters", "--xla_cpu_use_fusion_emitters=false"
+if os.environ[UNOPTIMISED] != "0":
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {WITHOUT_EMITTERS}".strip()
+"""Most programs here are compiled once and run for milliseconds: LLVM's expensive passes and XLA's newer code generator
+are left out, which leaves a quarter of the time to compile them; XLA's own passes, which decide what is computed where,
+are not. Modules that compute for long, or look at what the compiler makes, are marked `optimised`; with
+`JAX_DISABLE_MOST_OPTIMIZATIONS=0` nothing is left out (the smoke runs so)."""
 
 
 SLOW_FILES = (
@@ -51,10 +54,18 @@ def compiler_effort(request) -> Iterator[None]:
         yield
         return
     import jax
+    from jax._src import compiler
+
+    options = compiler.get_compile_options  # XLA reads XLA_FLAGS once in a process: afterwards only its options count
+
+    def with_emitters(*args, env_options_overrides=None, **named):
+        return options(*args, env_options_overrides={EMITTERS: True, **(env_options_overrides or {})}, **named)
 
     jax.config.update(UNOPTIMISED.lower(), False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(UNOPTIMISED, "0")
+        patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace(WITHOUT_EMITTERS, "").strip())
+        patch.setattr(compiler, "get_compile_options", with_emitters)
         yield
     jax.config.update(UNOPTIMISED.lower(), True)
 

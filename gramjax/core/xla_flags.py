@@ -17,7 +17,7 @@ from typing import Any
 
 from gramjax.core.errors import UserError
 
-VARIABLES = {"gpu": "XLA_FLAGS", "tpu": "LIBTPU_INIT_ARGS"}
+VARIABLES = {"gpu": "XLA_FLAGS", "tpu": "LIBTPU_INIT_ARGS", "cpu": "XLA_FLAGS"}
 """Where a flag of a platform is given. The TPU compiler comes with libtpu: XLA_FLAGS would not know its flags."""
 
 
@@ -73,6 +73,9 @@ TABLE = (
          "gradients cross the network between slices while the backward pass goes on", LIBTPU),
     Flag("xla_tpu_data_parallel_opt_different_sized_ops", "true", "tpu",
          "the same when layers differ in size", LIBTPU),
+    Flag("xla_cpu_use_fusion_emitters", "false", "cpu",
+         "compiles two to three times as fast, and what it compiles may run slower: tests, first tries",
+         "jaxlib 0.10.2", "quick_compile"),
 )  # fmt: skip
 GROUPS = tuple(sorted({flag.group for flag in TABLE}))
 
@@ -117,7 +120,7 @@ def check_environment(environment: Mapping[str, str]) -> None:
     A process is asked, which takes a second, unless there are only flags that are known to be taken.
     """
     given = parse(environment.get("XLA_FLAGS", ""))
-    table = {(flag.name, flag.value) for flag in TABLE if flag.platform == "gpu"}
+    table = {(flag.name, flag.value) for flag in TABLE if VARIABLES[flag.platform] == "XLA_FLAGS"}
     simulated = ("xla_force_host_platform_device_count", given.get("xla_force_host_platform_device_count"))
     if set(given.items()) - table - ({simulated} if str(simulated[1]).isdecimal() else set()):
         check(given, "gpu")
@@ -166,7 +169,7 @@ def refused(given: Mapping[str, str]) -> list[str]:
 
 def report(environment: Mapping[str, str], platform: str) -> dict[str, Any]:
     """What is in force, by variable, and every flag of the table for a platform with the value that is set, or None."""
-    force = {variable: parse(environment.get(variable, "")) for variable in VARIABLES.values()}
+    force = {variable: parse(environment.get(variable, "")) for variable in dict.fromkeys(VARIABLES.values())}
     of_platform = [flag for flag in TABLE if flag.platform == platform]
     table = [{**dataclasses.asdict(flag), "set": force[VARIABLES[platform]].get(flag.name)} for flag in of_platform]
     return {"in_force": {name: given for name, given in force.items() if given}, "table": table}

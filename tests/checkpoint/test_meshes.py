@@ -1,12 +1,13 @@
 """One process with 8 simulated devices: saved sharded, restored on other meshes, imported onto shards."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import simulated
 
 WORKER = '''
 import json, sys
@@ -90,10 +91,9 @@ print(json.dumps(out))
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     work = tmp_path_factory.mktemp("meshes")
     command = [sys.executable, "-c", WORKER, str(work), str(Path(__file__).parent)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=simulated.environment(8), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     assert lines, done.stderr

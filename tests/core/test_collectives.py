@@ -1,13 +1,13 @@
 """Bytes of collectives, read from programs whose traffic is known, and from a text with a loop."""
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 
 from gramjax.core import collectives
+from tests import simulated
 
 CODE = """
 import json, jax, jax.numpy as jnp
@@ -45,10 +45,8 @@ BYTES = {
 
 @pytest.fixture(scope="module")
 def counted():
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", CODE], capture_output=True, text=True, env={**os.environ, **environment}
-    )
+    command = [sys.executable, "-c", CODE]
+    done = subprocess.run(command, capture_output=True, text=True, env=simulated.environment(4))
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -14,10 +14,10 @@ def of(platform):
     return {flag.name: flag.value for flag in xla_flags.TABLE if flag.platform == platform}
 
 
-def test_gpu_flags_are_known_to_xla():
+def test_gpu_and_cpu_flags_are_known_to_xla():
     """One process is given all of them, and one flag that never was: that one alone is complained of."""
     assert xla_flags.unknown_to_xla({**of("gpu"), "xla_gpu_made_up": "1"}) == ["--xla_gpu_made_up=1"]
-    assert xla_flags.check(of("gpu"), "gpu")
+    assert xla_flags.check(of("gpu"), "gpu") and xla_flags.check(of("cpu"), "cpu")
 
 
 def test_a_value_that_cannot_be_is_named():
@@ -58,7 +58,7 @@ def test_the_page_on_launching_shows_the_table():
     page = (Path(__file__).parent.parent.parent / "launch" / "README.md").read_text()
     for flag in xla_flags.TABLE:
         assert f"| {flag.platform} | {flag.group} | `{flag.name}={flag.value}` | {flag.reason} |" in page
-    assert sum(line.startswith(("| gpu", "| tpu")) for line in page.splitlines()) == len(xla_flags.TABLE)
+    assert sum(line.startswith(("| gpu", "| tpu", "| cpu")) for line in page.splitlines()) == len(xla_flags.TABLE)
 
 
 def test_what_is_asked_for():
@@ -80,7 +80,9 @@ def test_report_says_what_is_set_otherwise_and_not_at_all():
     (line,) = [line for line in said if line.startswith("recommended")]
     assert line.startswith(f"recommended: 2 of {len(rest) + 2} set, otherwise: {other.name}=odd (table: {other.value})")
     assert all(flag.name in line for flag in rest) and one.name not in line
-    assert xla_flags.lines(xla_flags.report({}, "cpu")) == ["none set"]
+    assert xla_flags.lines(xla_flags.report({}, "cpu"))[0] == "none set"
+    quick = {"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
+    assert xla_flags.lines(xla_flags.report(quick, "cpu"))[1:] == ["quick_compile: 1 of 1 set"]
 
 
 def test_an_unknown_flag_ends_a_job_before_it_starts_jax(monkeypatch):
@@ -89,7 +91,7 @@ def test_an_unknown_flag_ends_a_job_before_it_starts_jax(monkeypatch):
     with pytest.raises(UserError, match="^XLA_FLAGS: this XLA does not take --xla_gpu_made_up=1$"):
         runtime.start()
     monkeypatch.setattr(xla_flags, "unknown_to_xla", lambda given: pytest.fail(f"asked about {given}"))
-    for known in ("", "--xla_force_host_platform_device_count=8", xla_flags.as_text(of("gpu"))):
+    for known in ("", "--xla_force_host_platform_device_count=8", xla_flags.as_text(of("gpu") | of("cpu"))):
         xla_flags.check_environment({"XLA_FLAGS": known})
 
 

@@ -59,6 +59,9 @@ def disturb(run: Path, log, rng: random.Random, way: str) -> int:
             os.kill(found[rank], signal.SIGKILL if way == "kill" else signal.SIGTERM)
         return job.wait(PATIENCE)
     except subprocess.TimeoutExpired:
+        for worker in two.workers(job).values():
+            os.kill(worker, signal.SIGABRT)  # PYTHONFAULTHANDLER: each writes into the log where its threads stand
+        time.sleep(2)
         return HANGS
     finally:
         two.end(job)
@@ -71,6 +74,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    os.environ["PYTHONFAULTHANDLER"] = "1"
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have background jobs ignore Ctrl-C, and theirs
     rng, started = random.Random(arguments.seed), time.time()
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w") as log:
@@ -86,6 +90,9 @@ def main() -> int:
             hung += code == HANGS
             ways[way] += 1
             print(f"{ways.total():>3}  {way:<22} exit {code:>4}  steps {max(two.steps_in(run), default=0)}", flush=True)
+            if code == HANGS:
+                log.flush()
+                print((Path(folder) / "log").read_text()[-12000:], flush=True)
         job = two.launch(run, *SETTINGS, log=log)
         code = job.wait()
         two.end(job)

@@ -32,9 +32,10 @@ BEST = ["--config.train.keep=1", "--config.train.keep_best=1", "--config.train.b
 
 def environment(devices=1, fault=""):
     """Variables of a job on a CPU. `gramjax` is the one of this checkout that can be given faults."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHON": sys.executable, "GRAMJAX_GRACE": "1",
             "PATH": f"{HERE / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}", "GRAMJAX_FAULT": fault,
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}  # fmt: skip
+            "XLA_FLAGS": flags}  # fmt: skip
 
 
 def with_defaults(settings):

@@ -1,13 +1,14 @@
 """Eight simulated devices give the answers of one on every mesh; the cache is spread and updated in place."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests import simulated
 
 WORKER = Path(__file__).parent / "decoding_worker.py"
 MESHES = ["2,2,2,1,1", "1,4,1,2,0"]
@@ -17,13 +18,7 @@ MESHES = ["2,2,2,1,1", "1,4,1,2,0"]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """What the worker printed, and its log. Its compilation cache is new: the log holds what the compiler says."""
-    environment = dict(
-        os.environ,
-        JAX_PLATFORMS="cpu",
-        XLA_FLAGS="--xla_force_host_platform_device_count=8",
-        NPROC="32",  # see test_training_meshes
-        JAX_COMPILATION_CACHE_DIR=str(tmp_path_factory.mktemp("xla")),
-    )
+    environment = simulated.environment(8, JAX_COMPILATION_CACHE_DIR=str(tmp_path_factory.mktemp("xla")))
     done = subprocess.run([sys.executable, str(WORKER), *MESHES], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1]), done.stderr

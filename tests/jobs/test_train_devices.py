@@ -10,6 +10,7 @@ import pytest
 
 from gramjax.checkpoint import state
 from gramjax.core.writer import read_metrics
+from tests import simulated
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = str(Path(__file__).parent / "tiny.py")
@@ -18,8 +19,7 @@ SETTINGS = ("--config.train.save_every=1", "--config.train.evaluate=False")
 
 def train(workdir, devices, *settings, processes=0):
     """`gramjax train` with this many simulated devices (of each process); its metrics by step."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "XLA_FLAGS": flags, "NPROC": "32"}  # see test_training_meshes
+    environment = simulated.environment(devices)
     command = [sys.executable, "-m", "gramjax"]
     if processes:
         command = [str(ROOT / "launch" / "gpu_host.sh"), f"--processes={processes}"]

@@ -1,21 +1,20 @@
 """Eight simulated devices give the attention of one, in every form, and move nothing that they need not."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import simulated
+
 WORKER = Path(__file__).parent / "attention_worker.py"
 
 
 @pytest.fixture(scope="module")
 def found():
-    flags = "--xla_force_host_platform_device_count=8"
-    environment = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS=flags, NPROC="32")  # see test_training_meshes
-    done = subprocess.run([sys.executable, str(WORKER)], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(WORKER)], env=simulated.environment(8), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 

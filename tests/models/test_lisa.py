@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 from gramjax.core import spec, tree
 from gramjax.core.errors import UserError
 from gramjax.models import decoder, heads, lisa, model, stack
+from tests import simulated
 
 PLAIN = decoder.Config(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=6, num_heads=4, num_kv_heads=4, head_dim=8,
@@ -321,9 +321,8 @@ def test_truncation_at_full_rank_changes_nothing_and_below_it_loses_the_least():
 def test_four_devices_give_the_gradients_of_one():
     """Spread over fsdp, over fsdp and tensor (the alignment mixes heads of different devices), and over the length."""
     worker = Path(__file__).parent / "lisa_worker.py"
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-           "NPROC": "32"}  # fmt: skip
-    out = subprocess.run([sys.executable, str(worker)], env=env, capture_output=True, text=True)
+    command = [sys.executable, str(worker)]
+    out = subprocess.run(command, env=simulated.environment(4), capture_output=True, text=True)
     assert out.returncode == 0, out.stderr[-2000:]
     assert "nvoluntary" not in out.stderr
     found = [json.loads(line) for line in out.stdout.splitlines()]

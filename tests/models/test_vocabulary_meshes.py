@@ -1,20 +1,20 @@
 """What is read off the vocabulary does not depend on how tokens, width and vocabulary are cut."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import simulated
+
 WORKER = Path(__file__).parent / "vocabulary_worker.py"
 
 
 @pytest.fixture(scope="module")
 def differences():
-    environment = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=8", NPROC="32")
-    done = subprocess.run([sys.executable, str(WORKER)], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(WORKER)], env=simulated.environment(8), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -1,7 +1,6 @@
 """Eight simulated devices give the numbers of one, for every objective, however the mesh is cut."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,17 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import simulated
+
 LINE = "Involuntary full rematerialization"
 WORKER = Path(__file__).parent / "mesh_worker.py"
 
 
 def run(devices: int, data: int, fsdp: int, tensor: int, context: int, *objectives: str) -> tuple[dict, str]:
-    # NPROC: threads of XLA. A collective that waits for another device holds one, and as few as a small machine has
-    # cores may all be held.
-    environment = dict(os.environ, XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}", NPROC="32")
     done = subprocess.run(
         [sys.executable, str(WORKER), *map(str, (data, fsdp, tensor, context)), *objectives],
-        env=environment,
+        env=simulated.environment(devices),
         capture_output=True,
         text=True,
     )
@@ -58,9 +56,8 @@ def test_no_involuntary_rematerialisation(tmp_path):
 
     Where devices share the length of rows, nothing but the keys of attention is gathered along it.
     """
-    environment = dict(
-        os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=8", JAX_COMPILATION_CACHE_DIR=str(tmp_path)
-    )  # what is read from a cache is not compiled, and says nothing
+    environment = simulated.environment(8, JAX_COMPILATION_CACHE_DIR=str(tmp_path))
+    # What is read from a cache is not compiled, and says nothing.
     command = [sys.executable, str(WORKER.with_name("compile_worker.py"))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
