@@ -172,7 +172,7 @@ def estimate(
     values = np.where(dead | ~judged, 0.0, values)
     # The distance is taken off after everything that divides, about its mean, so that it is never made larger.
     values = np.where(judged, values - (penalty - table.mean(penalty)), 0.0) if kl is not None else values
-    tokens = [np.full(length, value, np.float32) for length, value in zip(lengths, values, strict=True)]
+    tokens = np.split(np.repeat(values.astype(np.float32), lengths), np.cumsum(lengths)[:-1]) if len(lengths) else []
     return Advantages(values.astype(np.float32), tokens, rewards, judged, dead & judged, table.std(used))
 
 

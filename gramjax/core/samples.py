@@ -87,10 +87,18 @@ def select(
     if section.zero_variance in ("renormalise", "resample"):
         counted &= ~made.dead
     moved = section.entropy_bonus or (bool(section.beta) and section.kl_in == "loss")
-    tokens = np.array([np.any(t) for t in made.per_token], bool) if size else np.zeros(0, bool)
-    if not np.any(trained if moved else trained & tokens):
+    if not np.any(trained if moved else trained & _any_token(made.per_token)):
         trained, counted = np.zeros(size, bool), np.zeros(size, bool)
     return Selection(trained.astype(np.float32), counted.astype(np.float32))
+
+
+def _any_token(per_token: Sequence[np.ndarray]) -> np.ndarray:
+    """bool [B]: the answers of which some token has an advantage."""
+    found = np.zeros(len(per_token), bool)
+    if len(per_token):
+        answer = np.repeat(np.arange(len(per_token)), [len(values) for values in per_token])
+        found[answer[np.concatenate(per_token) != 0]] = True
+    return found
 
 
 def keep(

@@ -10,6 +10,8 @@ from gramjax import cli
 from gramjax.data import vectors
 from gramjax.data.recipes import hidden_criteria as world
 
+pytestmark = pytest.mark.optimised
+
 LENGTH = f"--config.data.max_length={world.MAX_LENGTH}"
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_layers": 2, "num_heads": 4, "num_kv_heads": 4,
          "head_dim": 16, "init_scale": 0.08}  # fmt: skip

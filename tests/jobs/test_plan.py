@@ -20,7 +20,7 @@ KEYS = ("fits", "peak_gib_per_device", "device_gib", "parameters_gib", "optimize
 
 
 SMALL = decoder.Config(
-    vocab_size=512, hidden_size=64, intermediate_size=256, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=16,
+    vocab_size=512, hidden_size=64, intermediate_size=256, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16,
 )  # fmt: skip
 
 

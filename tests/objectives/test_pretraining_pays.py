@@ -11,9 +11,9 @@ pytestmark = pytest.mark.optimised
 
 
 def test_stage_1_pays_with_few_labels():
-    found, reached = permutation_world.run(0, (256,), stage1_steps=1200, stage1_size=40_000, stage2_steps=100)
+    found, reached = permutation_world.run(0, (256,), stage1_steps=700, stage1_size=40_000, stage2_steps=100)
     both, one_order, _ = found[256, "stage1"]
     from_nothing = found[256, "random"][0]
     assert reached < 2.0  # nats per token; a guess costs 2.218
-    assert both - from_nothing >= 0.06, found  # 0.12, 0.12 and 0.24 seen with seeds 0, 1, 2
+    assert both - from_nothing >= 0.06, found  # 0.12, 0.12 and 0.16 seen with seeds 0, 1, 2
     assert both >= 0.65 and both >= one_order, found

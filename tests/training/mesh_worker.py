@@ -20,7 +20,7 @@ from gramjax.training.step import make_step
 def losses(objective: str, mesh: jax.sharding.Mesh, rank: int = 0) -> dict:
     make_batch = cases.OBJECTIVES[objective][2]
     arch = decoder.Config(
-        vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=8,
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
         heads=("tokens", "score"), lora=config.LoraSection(rank=rank),
     )  # fmt: skip
     handle = model.build("decoder", arch, mesh, "float32", remat="full")
