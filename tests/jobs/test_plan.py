@@ -13,14 +13,12 @@ from gramjax.core.errors import UserError
 from gramjax.jobs import plan
 from gramjax.models import decoder
 
-pytestmark = pytest.mark.optimised
-
 KEYS = ("fits", "peak_gib_per_device", "device_gib", "parameters_gib", "optimizer_gib", "temporaries_gib",
         "flops_per_step", "collective_gib_per_step", "floor_step_seconds")  # fmt: skip
 
 
 SMALL = decoder.Config(
-    vocab_size=512, hidden_size=64, intermediate_size=256, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16,
+    vocab_size=512, hidden_size=64, intermediate_size=256, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=16,
 )  # fmt: skip
 
 

@@ -13,8 +13,6 @@ from gramjax.core.phases import phases
 from gramjax.models import decoder
 from gramjax.training import budget, planning, setup
 
-pytestmark = pytest.mark.optimised
-
 ARCH = decoder.Config(
     vocab_size=512, hidden_size=32, intermediate_size=48, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8,
     tie_word_embeddings=False,
