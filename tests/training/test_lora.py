@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_step import ARCH, lm_batch, pair_batch
+from test_step import DEEP, lm_batch, pair_batch
 
 from gramjax.core import checks, config, spec, tree
 from gramjax.core.config import LoraSection, OptimSection
@@ -19,7 +19,7 @@ from gramjax.training import optimizer, setup
 from gramjax.training.step import make_step
 
 RANK = 3
-ADAPTED = dataclasses.replace(ARCH, lora=LoraSection(rank=RANK, alpha=5.0))
+ADAPTED = dataclasses.replace(DEEP, lora=LoraSection(rank=RANK, alpha=5.0))
 SOME = LoraSection(rank=RANK, targets=(r"layers/00[12]/attn/[qo]", r"layers/003/mlp/.*"))
 
 
@@ -92,17 +92,17 @@ def test_rank_leaves_are_declared_beside_their_matrix():
 
 
 def test_a_run_begins_with_the_outputs_of_its_base(fresh):
-    np.testing.assert_array_equal(logits(fresh, ADAPTED), logits(base_of(fresh), ARCH))
+    np.testing.assert_array_equal(logits(fresh, ADAPTED), logits(base_of(fresh), DEEP))
 
 
 @pytest.mark.parametrize("rslora", [False, True])
 def test_forward_and_merge_equal_the_explicit_sum(params, rslora):
     arch = dataclasses.replace(ADAPTED, lora=dataclasses.replace(ADAPTED.lora, rslora=rslora))
-    want = logits(explicit(params, arch), ARCH)
-    assert np.abs(want - logits(base_of(params), ARCH)).max() > 0.1
+    want = logits(explicit(params, arch), DEEP)
+    assert np.abs(want - logits(base_of(params), DEEP)).max() > 0.1
     np.testing.assert_allclose(logits(params, arch), want, atol=1e-5)
     merged = lora.merge(params, arch)
-    assert list(tree.flatten(merged)) == paths(ARCH)
+    assert list(tree.flatten(merged)) == paths(DEEP)
     for path, x in tree.flatten(explicit(params, arch)).items():
         np.testing.assert_allclose(tree.flatten(merged)[path], x, atol=1e-6, err_msg=path)
 
@@ -116,18 +116,18 @@ def test_scales_by_hand():
 def test_a_full_rank_adapter_is_any_change_of_its_matrix(params):
     """With as many ranks as the smaller side, the singular vectors of a change give that change."""
     target = "layers/002/mlp/up"
-    arch = dataclasses.replace(ARCH, lora=LoraSection(rank=16, alpha=16.0, targets=(target,)))
+    arch = dataclasses.replace(DEEP, lora=LoraSection(rank=16, alpha=16.0, targets=(target,)))
     change = np.random.default_rng(3).normal(size=(16, 24))
     u, s, v = np.linalg.svd(change, full_matrices=False)
     flat = tree.flatten(base_of(params))
     changed = flat | {target: flat[target] + change.astype(np.float32)}
     pair = {f"{target}_lora/a": jnp.asarray(u * s, jnp.float32), f"{target}_lora/b": jnp.asarray(v, jnp.float32)}
     got = logits(tree.unflatten(dict(sorted((flat | pair).items()))), arch)
-    np.testing.assert_allclose(got, logits(tree.unflatten(changed), ARCH), atol=2e-5)
+    np.testing.assert_allclose(got, logits(tree.unflatten(changed), DEEP), atol=2e-5)
 
 
 def test_layers_with_different_targets_are_different_runs_and_scanning_changes_nothing():
-    arch = dataclasses.replace(ARCH, lora=SOME)
+    arch = dataclasses.replace(DEEP, lora=SOME)
     params = stirred(spec.init_params(decoder.specs(arch), jax.random.key(0)))
     assert {path.split("_lora")[0] for path in paths(arch) if lora.is_rank_leaf(path)} == {
         *(f"layers/00{i}/attn/{name}" for i in (1, 2) for name in "qo"),
@@ -138,7 +138,7 @@ def test_layers_with_different_targets_are_different_runs_and_scanning_changes_n
     want = logits(params, arch, scan=False)
     np.testing.assert_allclose(logits(params, arch), want, atol=1e-6)
     plain = lora.merge(params, arch)
-    np.testing.assert_allclose(logits(plain, ARCH), want, atol=1e-5)
+    np.testing.assert_allclose(logits(plain, DEEP), want, atol=1e-5)
 
 
 def test_decoding_with_merged_and_unmerged_weights(params):
@@ -177,7 +177,7 @@ def test_gradients_of_rank_leaves_are_those_of_the_explicit_sum(params, scan, re
             a, b = ranks[f"{path}_lora/a"], ranks[f"{path}_lora/b"]
             change = a.reshape(-1, RANK) @ b.reshape(RANK, -1)
             flat[path] = flat[path] + 5.0 / RANK * change.reshape(flat[path].shape)
-        return loss(model.build("decoder", ARCH, compute_dtype="float32"), tree.unflatten(flat))
+        return loss(model.build("decoder", DEEP, compute_dtype="float32"), tree.unflatten(flat))
 
     def adapted(ranks, rest):
         handle = model.build("decoder", ADAPTED, compute_dtype="float32", remat=remat, scan_layers=scan)
@@ -270,9 +270,9 @@ def test_what_trains():
 
     assert trained((r".*",)) == thin | {"score"}
     assert trained((r".*_norm", "norm")) == thin | {"score", "norm"} | {p for p in both if p.endswith("_norm")}
-    reward_model = type("Source", (), {"config": dataclasses.replace(ARCH, heads=("score",))})
+    reward_model = type("Source", (), {"config": dataclasses.replace(DEEP, heads=("score",))})
     assert trained((r".*",), reward_model) == thin | {"score", "lm_head"}
-    assert {label for label in setup.trained(paths(ARCH), (r".*",), None).values()} == {tree.TRAIN}
+    assert {label for label in setup.trained(paths(DEEP), (r".*",), None).values()} == {tree.TRAIN}
     with pytest.raises(UserError, match="'nrom' matches no parameter"):
         trained(("nrom",))
 
@@ -285,7 +285,7 @@ def test_a_step_on_adapters_costs_less_than_one_on_everything():
         state = {"params": params, "opt_state": jax.eval_shape(tx.init, params), "step": jnp.zeros((), jnp.int32)}
         return step.lower(state, lm_batch()).cost_analysis()["flops"]
 
-    wide = dataclasses.replace(ARCH, hidden_size=64, intermediate_size=192, num_layers=2, heads=("tokens",))
+    wide = dataclasses.replace(DEEP, hidden_size=64, intermediate_size=192, num_layers=2, heads=("tokens",))
     assert flops(dataclasses.replace(wide, lora=LoraSection(rank=1))) < 0.85 * flops(wide)
 
 
@@ -301,6 +301,6 @@ def test_settings_that_do_nothing_or_mean_nothing_are_refused():
     plain.model.adapter = "somewhere"
     assert "no weights to belong to" in checks.problems(plain)[0]
     with pytest.raises(UserError, match=r"config.lora.targets.*'layers/./attn/w'.*matches no parameter"):
-        decoder.specs(dataclasses.replace(ARCH, lora=LoraSection(rank=2, targets=("layers/./attn/w",))))
+        decoder.specs(dataclasses.replace(DEEP, lora=LoraSection(rank=2, targets=("layers/./attn/w",))))
     with pytest.raises(UserError, match="config.lora.targets is empty"):
-        decoder.specs(dataclasses.replace(ARCH, lora=LoraSection(rank=2, targets=())))
+        decoder.specs(dataclasses.replace(DEEP, lora=LoraSection(rank=2, targets=())))
