@@ -35,9 +35,13 @@ SIZES = {"sums": (64, 8, 4), "stories": (8, 8, 64), "large": (2, 4, 64)}
 facts: dict[str, Any] = {}
 
 REWARD = '''
+import zlib
+
 def even(prompts, completions, **columns):
-    """The share of characters with an even code: cheap, and different between the answers of a group."""
-    return [sum(ord(c) % 2 == 0 for c in text) / max(len(text), 1) for text in completions]
+    """The share of characters with an even code, and a thousandth by the text: no two answers of a group are worth the
+    same, or gramjax would have nothing to learn from them and leave its update out."""
+    share = [sum(ord(c) % 2 == 0 for c in text) / max(len(text), 1) for text in completions]
+    return [value + zlib.crc32(text.encode()) / 2**32 / 1000 for value, text in zip(share, completions)]
 '''
 
 
