@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gramjax.core import xla_flags
+
 ROOT = Path(__file__).parent.parent
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -15,9 +17,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 UNOPTIMISED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 os.environ.setdefault(UNOPTIMISED, "1")
-EMITTERS, WITHOUT_EMITTERS = "xla_cpu_use_fusion_emitters", "--xla_cpu_use_fusion_emitters=false"
+QUICK = [flag for flag in xla_flags.TABLE if flag.group == "quick_compile" and flag.taken()]
+QUICK_TEXT = xla_flags.as_text({flag.name: flag.value for flag in QUICK})
 if os.environ[UNOPTIMISED] != "0":
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {WITHOUT_EMITTERS}".strip()
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_TEXT}".strip()
 """Most programs here are compiled once and run for milliseconds: LLVM's expensive passes and XLA's newer code generator
 are left out, which leaves a quarter of the time to compile them; XLA's own passes, which decide what is computed where,
 are not. Modules that compute for long, or look at what the compiler makes, are marked `optimised`; with
@@ -58,14 +61,16 @@ def compiler_effort(request) -> Iterator[None]:
 
     options = compiler.get_compile_options  # XLA reads XLA_FLAGS once in a process: afterwards only its options count
 
-    def with_emitters(*args, env_options_overrides=None, **named):
-        return options(*args, env_options_overrides={EMITTERS: True, **(env_options_overrides or {})}, **named)
+    def as_by_default(*args, env_options_overrides=None, **named):
+        default = {flag.name: flag.value != "true" for flag in QUICK}
+        return options(*args, env_options_overrides={**default, **(env_options_overrides or {})}, **named)
 
     jax.config.update(UNOPTIMISED.lower(), False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(UNOPTIMISED, "0")
-        patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace(WITHOUT_EMITTERS, "").strip())
-        patch.setattr(compiler, "get_compile_options", with_emitters)
+        patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace(QUICK_TEXT, "").strip())
+        if QUICK:
+            patch.setattr(compiler, "get_compile_options", as_by_default)
         yield
     jax.config.update(UNOPTIMISED.lower(), True)
 

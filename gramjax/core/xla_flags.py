@@ -7,6 +7,7 @@ slice that need not exist. The values come from public recipes; nothing here was
 """
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -32,6 +33,13 @@ class Flag:
     since: str
     """The oldest release in which we saw it."""
     group: str = "recommended"
+    until: str = ""
+    """The release of jaxlib from which on it may be gone: 0.12 does not take it."""
+
+    def taken(self) -> bool:
+        """Whether the installed jaxlib is old enough for it."""
+        installed = importlib.metadata.version("jaxlib").split(".")[:2]
+        return not self.until or [int(part) for part in installed] < [int(part) for part in self.until.split(".")]
 
 
 JAXLIB, LIBTPU = "jaxlib 0.5.0", "libtpu 0.0.42.1"
@@ -75,7 +83,7 @@ TABLE = (
          "the same when layers differ in size", LIBTPU),
     Flag("xla_cpu_use_fusion_emitters", "false", "cpu",
          "compiles two to three times as fast, and what it compiles may run slower: tests, first tries",
-         "jaxlib 0.10.2", "quick_compile"),
+         "jaxlib 0.10.2", "quick_compile", until="0.11"),
 )  # fmt: skip
 GROUPS = tuple(sorted({flag.group for flag in TABLE}))
 
@@ -120,7 +128,7 @@ def check_environment(environment: Mapping[str, str]) -> None:
     A process is asked, which takes a second, unless there are only flags that are known to be taken.
     """
     given = parse(environment.get("XLA_FLAGS", ""))
-    table = {(flag.name, flag.value) for flag in TABLE if VARIABLES[flag.platform] == "XLA_FLAGS"}
+    table = {(flag.name, flag.value) for flag in TABLE if VARIABLES[flag.platform] == "XLA_FLAGS" and flag.taken()}
     simulated = ("xla_force_host_platform_device_count", given.get("xla_force_host_platform_device_count"))
     if set(given.items()) - table - ({simulated} if str(simulated[1]).isdecimal() else set()):
         check(given, "gpu")
@@ -170,7 +178,7 @@ def refused(given: Mapping[str, str]) -> list[str]:
 def report(environment: Mapping[str, str], platform: str) -> dict[str, Any]:
     """What is in force, by variable, and every flag of the table for a platform with the value that is set, or None."""
     force = {variable: parse(environment.get(variable, "")) for variable in dict.fromkeys(VARIABLES.values())}
-    of_platform = [flag for flag in TABLE if flag.platform == platform]
+    of_platform = [flag for flag in TABLE if flag.platform == platform and flag.taken()]
     table = [{**dataclasses.asdict(flag), "set": force[VARIABLES[platform]].get(flag.name)} for flag in of_platform]
     return {"in_force": {name: given for name, given in force.items() if given}, "table": table}
 
