@@ -22,7 +22,7 @@ QUICK_TEXT = xla_flags.as_text({flag.name: flag.value for flag in QUICK})
 if os.environ[UNOPTIMISED] != "0":
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_TEXT}".strip()
 """Most programs here are compiled once and run for milliseconds: LLVM's expensive passes and XLA's newer code generator
-are left out, which leaves a quarter of the time to compile them; XLA's own passes, which decide what is computed where,
+are left out, each about halves the time to compile them; XLA's own passes, which decide what is computed where,
 are not. Modules that compute for long, or look at what the compiler makes, are marked `optimised`; with
 `JAX_DISABLE_MOST_OPTIMIZATIONS=0` nothing is left out (the smoke runs so)."""
 

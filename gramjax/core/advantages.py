@@ -122,6 +122,15 @@ def estimator(section: GrpoSection) -> str:
     return "unscaled" if section.loss == "dr_grpo" else "grpo"
 
 
+def any_token(per_token: Sequence[np.ndarray]) -> np.ndarray:
+    """bool [B]: the answers of which some token has an advantage."""
+    found = np.zeros(len(per_token), bool)
+    if len(per_token):
+        answer = np.repeat(np.arange(len(per_token)), [len(values) for values in per_token])
+        found[answer[np.concatenate(per_token) != 0]] = True
+    return found
+
+
 def estimate(
     scores: Any,
     groups: Any,
@@ -371,7 +380,7 @@ def dead_statistics(made: Advantages, groups: Any, lengths: Any, correct: Any) -
     rewards = np.nan_to_num(made.rewards)
     table = Groups.of(groups, made.judged)
     dead = (table.equal(rewards) | (table.size() == 0)) if len(rewards) else np.zeros(0, bool)
-    idle = dead & np.array([not np.any(tokens) for tokens in made.per_token], bool)
+    idle = dead & ~any_token(made.per_token)
     lengths = np.asarray(lengths, np.float64)
     known = ~np.isnan(np.asarray(correct, np.float64))
     share = Groups.of(groups, known)

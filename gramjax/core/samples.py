@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gramjax.core.advantages import Advantages, Groups
+from gramjax.core.advantages import Advantages, Groups, any_token
 from gramjax.core.errors import UserError
 from gramjax.core.reinforcement import GrpoSection
 
@@ -87,18 +87,9 @@ def select(
     if section.zero_variance in ("renormalise", "resample"):
         counted &= ~made.dead
     moved = section.entropy_bonus or (bool(section.beta) and section.kl_in == "loss")
-    if not np.any(trained if moved else trained & _any_token(made.per_token)):
+    if not np.any(trained if moved else trained & any_token(made.per_token)):
         trained, counted = np.zeros(size, bool), np.zeros(size, bool)
     return Selection(trained.astype(np.float32), counted.astype(np.float32))
-
-
-def _any_token(per_token: Sequence[np.ndarray]) -> np.ndarray:
-    """bool [B]: the answers of which some token has an advantage."""
-    found = np.zeros(len(per_token), bool)
-    if len(per_token):
-        answer = np.repeat(np.arange(len(per_token)), [len(values) for values in per_token])
-        found[answer[np.concatenate(per_token) != 0]] = True
-    return found
 
 
 def keep(

@@ -85,7 +85,8 @@ TABLE = (
          "compiles two to three times as fast, and what it compiles may run slower: tests, first tries",
          "jaxlib 0.10.2", "quick_compile", until="0.11"),
 )  # fmt: skip
-GROUPS = tuple(sorted({flag.group for flag in TABLE}))
+GROUPS = tuple(sorted({flag.group for flag in TABLE if flag.platform != "cpu"}))
+"""Those that a launcher can be asked for."""
 
 
 def parse(text: str) -> dict[str, str]:
@@ -186,7 +187,7 @@ def report(environment: Mapping[str, str], platform: str) -> dict[str, Any]:
 def lines(found: Mapping[str, Any]) -> list[str]:
     """A report as a person reads it."""
     out = [f"{variable}: {as_text(given)}" for variable, given in found["in_force"].items()] or ["none set"]
-    for group in GROUPS:
+    for group in sorted({flag["group"] for flag in found["table"]}):
         flags = [flag for flag in found["table"] if flag["group"] == group]
         off = [flag["name"] for flag in flags if flag["set"] is None]
         other = [f"{f['name']}={f['set']} (table: {f['value']})" for f in flags if f["set"] not in (None, f["value"])]

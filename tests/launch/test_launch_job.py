@@ -164,7 +164,7 @@ def test_gpu_is_started_in_place_of_the_launcher():
         (["gpu", "--config=quickstart"], "give --workdir"),
         (["gpu", "--processes=2", "--gpus=3", *CONFIG], "one process per GPU"),
         (["gpu", "--port=3", *CONFIG], "several processes meet"),
-        (["gpu", "--xla_flags=fast", *CONFIG], "neither deterministic nor quick_compile nor recommended"),
+        (["gpu", "--xla_flags=fast", *CONFIG], "neither deterministic nor recommended"),
         (["gpu", "--xla_flags=--xla_gpu_graph_level=0", *CONFIG], "does not take --xla_gpu_graph_level=0"),
         (["tpu", "--zone=z", "--name=n", *CONFIG], "give --topology"),
         ([*SLICE, "--topology=h100:8", *CONFIG], "is no TPU slice"),
