@@ -57,7 +57,10 @@ port=${port:-$("${PYTHON:-python3}" -c 'import socket; s = socket.socket(); s.bi
 
 pids=()
 # shellcheck disable=SC2329 # called by the traps
-forward() { kill "-$1" "${pids[@]}" 2>/dev/null; }
+forward() {
+  if [[ ${#pids[@]} -eq 0 ]]; then exit 75; fi # nothing runs yet, nothing is lost
+  kill "-$1" "${pids[@]}" 2>/dev/null
+}
 trap 'forward TERM' TERM
 trap 'forward INT' INT
 for ((i = 0; i < processes; i++)); do

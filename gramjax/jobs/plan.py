@@ -110,32 +110,51 @@ def lines(found: dict[str, Any], name: str = "") -> Iterator[str]:
 
 def advice(config: Any, topology: chips.Topology, say: bool, wanted: int = 2) -> Iterator[dict[str, Any]]:
     """The first changes that make a config fit, the cheapest in time first, each found by compiling it."""
-    from gramjax.training import budget, planning
+    from gramjax.training import budget
 
     topology = topology.times(config.mesh.slices)
-    for change in changes(config, topology):
+    used: set[str] = set()
+    for change, program in in_order_of_cost(config, topology):
+        if used & set(change):
+            continue  # more of what was enough already
+        found = budget.read(program, topology)
+        if not found.fits:
+            continue
+        used |= set(change)
+        words = " ".join(f"--config.{path}={value}" for path, value in change.items())
+        if say:
+            print(f"fits with {words}: {found.peak_gib_per_device:.2f} GiB, floor "
+                  f"{found.floor_step_seconds:.4f} s per step", flush=True)  # fmt: skip
+        yield {"change": words, "peak_gib_per_device": found.peak_gib_per_device,
+               "floor_step_seconds": found.floor_step_seconds}  # fmt: skip
+        if len(used) == wanted:
+            return
+    if say:
+        other = "other " if used else ""
+        print(f"no {other}single change of remat, logit_chunk, grad_accum, tensor or batch makes it fit: use more "
+              "devices", file=sys.stderr)  # fmt: skip
+
+
+def in_order_of_cost(config: Any, topology: chips.Topology) -> list[tuple[dict[str, Any], Any]]:
+    """The changes that can be made and their programs, not compiled: by the seconds that a sequence costs at least.
+
+    A smaller batch of a training comes last: what is learned changes with it.
+    """
+    from gramjax.training import budget, planning
+
+    ranked = []
+    for number, change in enumerate(changes(config, topology)):
         try:
             program = planning.build(planning.changed(config, change), chips.devices(topology))
-            found = budget.read(program, topology)
         except UserError:
             continue  # the sizes do not divide: no change that can be made
-        words = " ".join(f"--config.{path}={value}" for path, value in change.items())
-        if found.fits:
-            if say:
-                print(f"fits with {words}: {found.peak_gib_per_device:.2f} GiB, floor "
-                      f"{found.floor_step_seconds:.4f} s per step", flush=True)  # fmt: skip
-            yield {"change": words, "peak_gib_per_device": found.peak_gib_per_device,
-                   "floor_step_seconds": found.floor_step_seconds}  # fmt: skip
-            wanted -= 1
-            if not wanted:
-                return
-    if say:
-        print("no single change of remat, logit_chunk, grad_accum, tensor or batch makes it fit: use more devices",
-              file=sys.stderr)  # fmt: skip
+        changes_training = bool({"train.batch_size", "grpo.prompts_per_step"} & set(change))
+        ranked.append((changes_training, budget.least_seconds(program, topology), number, change, program))
+    return [(change, program) for *_, change, program in sorted(ranked, key=lambda entry: entry[:3])]
 
 
 def changes(config: Any, topology: chips.Topology) -> Iterator[dict[str, Any]]:
-    """Changes that need less memory, in the order of what they cost."""
+    """Changes that need less memory; where two cost the same the first is better."""
     if config.job == "train":
         if config.train.logit_chunk > 256:
             yield {"train.logit_chunk": 256}

@@ -137,6 +137,32 @@ def needed_bytes(message: str) -> float:
     return float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)  # its "temporaries" are the arguments, too
 
 
+def least_seconds(program: Program, topology: Topology) -> float:
+    """Seconds per sequence that a program costs by what is known without compiling it: what programs are ordered by.
+
+    The longest of products, reading what is used once, and traffic by rule: the weights as they are gathered over
+    `fsdp` (once to read; in a training twice a microbatch, and the gradients scattered once), and over `tensor` two
+    sums of activations a layer and pass.
+    """
+    chip, settings, mesh = topology.chip, program.settings, program.network.mesh.shape
+    arch, width = program.network.model.config, program.network.model.compute_dtype.itemsize
+    if chip is None:
+        return 0.0
+    rows = settings.get("sequences", settings.get("batch_size", settings.get("slots", 1)))
+    tokens = rows * (1 if "slots" in settings else settings["max_length"])
+    passes = (4 if settings["remat"] == "full" else 3) if program.writes else 1
+    gathers = 3 * settings["grad_accum"] if program.writes else 1
+    weights = jax.tree.leaves(program.parts["parameters"])
+    own = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in weights)
+    missing = sum(math.prod(leaf.shape) for leaf in weights) / mesh["tensor"] - own
+    summed = 2 * (mesh["tensor"] - 1) / mesh["tensor"] * tokens * mesh["tensor"] / topology.count * arch.hidden_size
+    moved = width * (gathers * max(missing, 0) + 2 * passes * arch.num_layers * summed)
+    seen = sum(device_bytes(part) for part in program.parts.values()) + width * max(missing, 0)
+    seconds = (program.flops() / topology.count / (chip.tflops * 1e12), seen / (chip.bandwidth_gb * 1e9),
+               moved / (chip.link_gb * 1e9))  # fmt: skip
+    return max(seconds) / rows
+
+
 def estimated_temporaries(program: Program) -> float:
     """Working memory of a step by rule of thumb, bytes per device.
 

@@ -52,10 +52,13 @@ def disturb(run: Path, log, rng: random.Random, way: str) -> int:
             if time.time() > until if early else max(two.steps_in(run), default=0) >= target:
                 break
             time.sleep(0.05)
-        found = two.workers(job)
-        if job.poll() is None and way.startswith("launcher"):
+        if way.startswith("launcher"):
             job.send_signal(signal.SIGINT if "ctrl" in way else signal.SIGTERM)
-        elif rank in found:
+            return job.wait(PATIENCE)
+        # Early it may not be there yet; not to hit it would leave hundreds of slow steps, which look like a hang.
+        while job.poll() is None and rank not in (found := two.workers(job)):
+            time.sleep(0.05)
+        if job.poll() is None:
             os.kill(found[rank], signal.SIGKILL if way == "kill" else signal.SIGTERM)
         return job.wait(PATIENCE)
     except subprocess.TimeoutExpired:

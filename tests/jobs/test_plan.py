@@ -42,10 +42,44 @@ def test_what_does_not_fit_and_two_changes_that_make_it_fit(monkeypatch, capsys)
     monkeypatch.setitem(chips.CHIPS, "h100", small)
     assert not plan.one("", config, topology, say=True)["fits"]
     found = list(plan.advice(config, topology, say=True))
-    assert [change["change"] for change in found] == ["--config.train.remat=projections", "--config.train.remat=full"]
+    # Half the rows at a time cost nothing on one device; after that, what is computed again the least.
+    assert [change["change"] for change in found] == ["--config.train.grad_accum=2", "--config.train.remat=projections"]
     assert all(change["peak_gib_per_device"] <= small.memory_gib for change in found)
     said = capsys.readouterr().out
-    assert "DOES NOT FIT" in said and "an estimate from sizes" in said and "fits with --config.train.remat=full" in said
+    assert "DOES NOT FIT" in said and "an estimate from sizes" in said
+    assert "fits with --config.train.remat=projections: " in said
+
+
+ORDER = """
+import dataclasses
+from gramjax.core import chips, presets
+from gramjax.jobs import plan
+from gramjax.models import decoder
+
+topology = chips.parse("h100:4")
+chips.prepare(topology)
+arch = decoder.Config(vocab_size=512, hidden_size=64, intermediate_size=256, num_layers=4, num_heads=4, num_kv_heads=2,
+                      head_dim=16)
+full, decode = (presets.preset(arch, use) for use in ("full", "decode"))
+full.data.max_length, full.train.batch_size, full.train.logit_chunk, full.train.remat = 256, 16, 256, "none"
+for config, link in ((full, 1e-3), (full, 1e9), (decode, 1e-3)):
+    chips.CHIPS["h100"] = dataclasses.replace(chips.CHIPS["h100"], link_gb=link, bandwidth_gb=1e6)
+    print(*[",".join(f"{name}={value}" for name, value in change.items())
+            for change, _ in plan.in_order_of_cost(config, topology)])
+"""
+
+
+def test_what_is_cheap_depends_on_the_links():
+    """Gathering weights once more per microbatch costs nothing on fast links and more than computing again on slow
+    ones; weights in parts of their own are cheaper to sample with than weights that every token gathers."""
+    done = subprocess.run([sys.executable, "-c", ORDER], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    slow, fast, decode = (line.split() for line in done.stdout.splitlines())
+    assert slow[0] == "train.remat=projections" and fast[0] == "train.grad_accum=2"
+    assert slow.index("train.remat=full") < slow.index("train.grad_accum=2")
+    assert fast.index("train.grad_accum=4") < fast.index("train.remat=projections")
+    assert slow[-1] == fast[-1] == "train.batch_size=8" and set(slow) == set(fast)
+    assert decode.index("mesh.tensor=2") < decode.index("generation.gather_weights=False")
 
 
 def test_phases_and_simulated_devices():
