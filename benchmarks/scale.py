@@ -21,7 +21,7 @@ from typing import Any
 
 import measure
 
-from gramjax.core import chips
+from gramjax.core import chips, flags
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "scale.json"
@@ -53,15 +53,18 @@ def more(found: dict[str, Any], devices: int, fixed: float, grows: float) -> int
     return max(math.floor(per_device / step) * step, 1) * devices
 
 
-def largest_that_fits(one: dict[str, Any], devices: int, tried: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
+def largest_that_fits(
+    one: dict[str, Any], devices: int, tried: Callable[[int], dict[str, Any]], rise: float = 0
+) -> dict[str, Any]:
     """The plan of about the most sequences that fit; `one` has a sequence per device and fits.
 
-    First all that is not parameters or optimiser is taken to grow with the sequences, which is mostly too careful:
-    weights are gathered once for all of them. Then the line through two memories says how many: those of the most that
-    fitted and the fewest that did not (whose memory is known, too), or of the first and the last.
+    First a sequence of a device is taken to need `rise` GiB, what it needs in another cell; where that is not known,
+    all that is not parameters or optimiser, which is mostly too careful: weights are gathered once for all of them.
+    Then the line through two memories says how many: those of the most that fitted and the fewest that did not (whose
+    memory is known, too), or of the first and the last. A tenth more is not looked for.
     """
-    fixed = one["parameters_gib"] + one["optimizer_gib"]
-    count = max(more(one, devices, fixed, one["peak_gib_per_device"] - fixed), 2 * devices)
+    rise = rise or one["peak_gib_per_device"] - one["parameters_gib"] - one["optimizer_gib"]
+    count = max(more(one, devices, one["peak_gib_per_device"] - rise, rise), 2 * devices)
     fitted, refused = one, None
     for _ in range(4):
         found = tried(count)
@@ -73,19 +76,43 @@ def largest_that_fits(one: dict[str, Any], devices: int, tried: Callable[[int], 
         taken = [plan["peak_gib_per_device"] for plan in (below, above)]
         rises = (taken[1] - taken[0]) / (above["sequences"] - below["sequences"])
         count = more(one, devices, taken[0] - rises * below["sequences"], rises * devices)
-        if count <= fitted["sequences"] or (refused and count >= refused["sequences"]):
+        if count <= 1.1 * fitted["sequences"] or (refused and count >= refused["sequences"]):
             break
     return fitted
 
 
-def cell(model: str, use: str, topology: str, known: dict[str, Any], largest: bool) -> dict[str, Any]:
+def rise_elsewhere(name: str, cells: dict[str, Any]) -> float:
+    """The GiB that a sequence more per device took in another cell of this use; 0: not known.
+
+    Of the same model where there is one, else of the one of the next size, by hidden states (layers times width).
+    """
+    model, use, _ = name.split("/")
+    found: dict[str, float] = {}
+    for other, plans in cells.items():
+        its_model, its_use, _ = other.split("/")
+        if its_use == use and other != name and "largest" in plans:
+            one, most = plans["one"], plans["largest"]
+            added = (most["sequences"] - one["sequences"]) / one["sequences"]
+            if added:
+                found[its_model] = (most["peak_gib_per_device"] - one["peak_gib_per_device"]) / added
+    nearest = min(found, key=lambda other: abs(math.log(hidden_states(other) / hidden_states(model))), default="")
+    return found[nearest] * hidden_states(model) / hidden_states(nearest) if found else 0.0
+
+
+def hidden_states(model: str) -> int:
+    """Numbers per token that full remat keeps."""
+    arch = flags.load(f"models/{model}").model.arch
+    return arch.num_layers * arch.hidden_size
+
+
+def cell(model: str, use: str, topology: str, known: dict[str, Any], largest: bool, rise: float = 0) -> dict[str, Any]:
     """One cell of the table; what is known is kept."""
     devices = chips.parse(topology).count
     out = dict(known)
     if "one" not in out:
         out["one"] = plan(model, use, topology, devices)
     if largest and out["one"]["fits"] and "largest" not in out:
-        out["largest"] = largest_that_fits(out["one"], devices, functools.partial(plan, model, use, topology))
+        out["largest"] = largest_that_fits(out["one"], devices, functools.partial(plan, model, use, topology), rise)
     return out
 
 
@@ -149,7 +176,9 @@ def main() -> None:
         results |= {"command": "python benchmarks/scale.py", "machine": measure.machine()}
         for name in chosen:
             known = results["cells"].get(name, {})
-            results["cells"][name] = found = cell(*name.split("/"), known, arguments.largest)
+            results["cells"][name] = found = cell(
+                *name.split("/"), known, arguments.largest, rise_elsewhere(name, results["cells"])
+            )
             measure.write(str(RESULTS), results)
             print(name, {key: (part["sequences"], part["peak_gib_per_device"], part["compile_seconds"])
                          for key, part in found.items()}, flush=True)  # fmt: skip
