@@ -54,7 +54,7 @@ def more(found: dict[str, Any], devices: int, fixed: float, grows: float) -> int
 
 
 def largest_that_fits(
-    one: dict[str, Any], devices: int, tried: Callable[[int], dict[str, Any]], rise: float = 0
+    one: dict[str, Any], devices: int, tried: Callable[[int], dict[str, Any]], rise: float
 ) -> dict[str, Any]:
     """The plan of about the most sequences that fit; `one` has a sequence per device and fits.
 
@@ -105,7 +105,7 @@ def hidden_states(model: str) -> int:
     return arch.num_layers * arch.hidden_size
 
 
-def cell(model: str, use: str, topology: str, known: dict[str, Any], largest: bool, rise: float = 0) -> dict[str, Any]:
+def cell(model: str, use: str, topology: str, known: dict[str, Any], largest: bool, rise: float) -> dict[str, Any]:
     """One cell of the table; what is known is kept."""
     devices = chips.parse(topology).count
     out = dict(known)

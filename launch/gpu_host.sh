@@ -55,10 +55,10 @@ fi
 # A port that is free now; the same for all processes, which find each other there.
 port=${port:-$("${PYTHON:-python3}" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
 
-pids=()
+pids=() came=""
 # shellcheck disable=SC2329 # called by the traps
 forward() {
-  if [[ ${#pids[@]} -eq 0 ]]; then exit 75; fi # nothing runs yet, nothing is lost
+  came=$1
   kill "-$1" "${pids[@]}" 2>/dev/null
 }
 trap 'forward TERM' TERM
@@ -71,6 +71,7 @@ for ((i = 0; i < processes; i++)); do
   ) &
   pids+=($!)
 done
+if [[ -n $came ]]; then forward "$came"; fi # asked while they were started: the later ones have not heard of it
 
 # The first bad exit decides. A peer that lost its partner is aborted by the runtime (134): that says less than the cause.
 # `wait -n` says which is the first, but forgets one of two that end at the same moment: each is looked at every second.

@@ -109,14 +109,25 @@ def lines(found: dict[str, Any], name: str = "") -> Iterator[str]:
 
 
 def advice(config: Any, topology: chips.Topology, say: bool, wanted: int = 2) -> Iterator[dict[str, Any]]:
-    """The first changes that make a config fit, the cheapest in time first, each found by compiling it."""
+    """The first changes that make a config fit, the cheapest in time first, each found by compiling it.
+
+    More of what was enough already comes after all other settings.
+    """
     from gramjax.training import budget
 
     topology = topology.times(config.mesh.slices)
     used: set[str] = set()
-    for change, program in in_order_of_cost(config, topology):
-        if used & set(change):
-            continue  # more of what was enough already
+
+    def turns() -> Iterator[tuple[dict[str, Any], Any]]:
+        more = []
+        for change, program in in_order_of_cost(config, topology):
+            if used & set(change):
+                more.append((change, program))
+            else:
+                yield change, program
+        yield from more
+
+    for change, program in turns():
         found = budget.read(program, topology)
         if not found.fits:
             continue
@@ -127,7 +138,8 @@ def advice(config: Any, topology: chips.Topology, say: bool, wanted: int = 2) ->
                   f"{found.floor_step_seconds:.4f} s per step", flush=True)  # fmt: skip
         yield {"change": words, "peak_gib_per_device": found.peak_gib_per_device,
                "floor_step_seconds": found.floor_step_seconds}  # fmt: skip
-        if len(used) == wanted:
+        wanted -= 1
+        if not wanted:
             return
     if say:
         other = "other " if used else ""
