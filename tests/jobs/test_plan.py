@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -12,6 +13,7 @@ from gramjax.core import chips, flags, presets
 from gramjax.core.errors import UserError
 from gramjax.jobs import plan
 from gramjax.models import decoder
+from gramjax.training import budget
 
 KEYS = ("fits", "peak_gib_per_device", "device_gib", "parameters_gib", "optimizer_gib", "temporaries_gib",
         "flops_per_step", "collective_gib_per_step", "floor_step_seconds")  # fmt: skip
@@ -80,6 +82,16 @@ def test_what_is_cheap_depends_on_the_links():
     assert fast.index("train.grad_accum=4") < fast.index("train.remat=projections")
     assert slow[-1] == fast[-1] == "train.batch_size=8" and set(slow) == set(fast)
     assert decode.index("mesh.tensor=2") < decode.index("generation.gather_weights=False")
+
+
+@pytest.mark.parametrize(("remat_fits", "second"), [(True, "train.remat=full"), (False, "train.grad_accum=4")])
+def test_more_of_the_same_setting_comes_after_the_others(remat_fits, second, monkeypatch):
+    ordered = [({"train.grad_accum": 2}, True), ({"train.grad_accum": 4}, True), ({"train.remat": "full"}, remat_fits)]
+    read = lambda fits, topology: types.SimpleNamespace(fits=fits, peak_gib_per_device=1.0, floor_step_seconds=1.0)  # noqa: E731
+    monkeypatch.setattr(plan, "in_order_of_cost", lambda config, topology: ordered)
+    monkeypatch.setattr(budget, "read", read)
+    found = list(plan.advice(presets.preset(SMALL, "full"), chips.parse("h100:1"), say=False))
+    assert [change["change"] for change in found] == ["--config.train.grad_accum=2", f"--config.{second}"]
 
 
 def test_phases_and_simulated_devices():
